@@ -1,0 +1,1 @@
+"""Gaussian diffusion of images, time conditioning, and folding. Knows no nnU-Net."""

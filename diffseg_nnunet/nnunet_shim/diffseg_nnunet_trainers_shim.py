@@ -1,0 +1,5 @@
+"""nnU-Net imports every module of this folder flat; absolute imports keep class identity and pickling intact."""
+
+from diffseg_nnunet.trainers import DiffSegPretrainer, DiffSegTrainer, DiffSegTrainerScratch
+
+__all__ = ["DiffSegPretrainer", "DiffSegTrainer", "DiffSegTrainerScratch"]

@@ -1,0 +1,1 @@
+"""Peak memory, hardware, and which axes may be mirrored."""

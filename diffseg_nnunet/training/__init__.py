@@ -1,0 +1,1 @@
+"""What the trainers share: loaders, checkpoints, EMA, schedules, precision."""

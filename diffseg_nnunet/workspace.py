@@ -1,0 +1,110 @@
+"""Where raw data, preprocessed data and results live, and the environment nnU-Net reads them from."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from diffseg_nnunet.errors import BadInputError
+
+WORKSPACE_VARIABLE = "DIFFSEG_WORKSPACE"
+DEFAULT_WORKSPACE = "diffseg_workspace"
+NNUNET_VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+
+_DATASET_FOLDER = re.compile(r"Dataset(\d{3})_(.+)")
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The three folders nnU-Net works in.
+
+    Attributes:
+        raw: nnU-Net raw data sets (``DatasetXXX_Name``).
+        preprocessed: fingerprints, plans, preprocessed cases.
+        results: checkpoints, predictions, run manifests.
+    """
+
+    raw: Path
+    preprocessed: Path
+    results: Path
+
+    @classmethod
+    def locate(cls, folder: Path | str | None = None) -> Workspace:
+        """Find the workspace: `folder`, else $DIFFSEG_WORKSPACE, else ./diffseg_workspace.
+
+        nnU-Net's own variables win where the user has exported them.
+        """
+        base = Path(folder or os.environ.get(WORKSPACE_VARIABLE) or DEFAULT_WORKSPACE).expanduser().resolve()
+        paths = [Path(os.environ.get(variable) or base / variable).expanduser() for variable in NNUNET_VARIABLES]
+        return cls(*paths)
+
+    def activate(self) -> Workspace:
+        """Create the folders and set nnU-Net's variables for this process and its children.
+
+        Must run before the first import of nnunetv2, which reads the number of processes at import time.
+        """
+        from diffseg_nnunet.nnunet_shim import SHIM_FOLDER
+        from diffseg_nnunet.planning.hardware import usable_cores
+
+        for path in (self.raw, self.preprocessed, self.results):
+            path.mkdir(parents=True, exist_ok=True)
+        for variable, path in zip(NNUNET_VARIABLES, (self.raw, self.preprocessed, self.results), strict=True):
+            os.environ[variable] = str(path)
+        cores = usable_cores()
+        os.environ.setdefault("nnUNet_def_n_proc", str(min(8, cores)))
+        os.environ.setdefault("nnUNet_n_proc_DA", str(max(1, min(12, cores - 1))))
+        external = [p for p in os.environ.get("nnUNet_extTrainer", "").split(os.pathsep) if p]
+        if str(SHIM_FOLDER) not in external:
+            os.environ["nnUNet_extTrainer"] = os.pathsep.join([*external, str(SHIM_FOLDER)])
+        return self
+
+    def dataset_name(self, dataset_id: int) -> str:
+        """The folder name ``DatasetXXX_Name`` of an id, wherever in the workspace it is found.
+
+        Raises:
+            BadInputError: no data set has this id, or several have.
+        """
+        names = {
+            entry.name
+            for root in (self.raw, self.preprocessed, self.results)
+            if root.is_dir()
+            for entry in root.iterdir()
+            if (match := _DATASET_FOLDER.fullmatch(entry.name)) and int(match[1]) == dataset_id
+        }
+        if not names:
+            known = ", ".join(self.dataset_names()) or "none"
+            raise BadInputError(
+                f"There is no data set with id {dataset_id} in {self.raw} (there: {known}).",
+                "Convert one with `diffseg convert`, or point --workspace at the right folder.",
+            )
+        if len(names) > 1:
+            raise BadInputError(
+                f"The id {dataset_id} is used by more than one data set: {', '.join(sorted(names))}.",
+                "Rename or remove all but one.",
+            )
+        return names.pop()
+
+    def dataset_names(self) -> list[str]:
+        """All raw data sets, sorted by id."""
+        if not self.raw.is_dir():
+            return []
+        return sorted(entry.name for entry in self.raw.iterdir() if _DATASET_FOLDER.fullmatch(entry.name))
+
+
+def dataset_folder_name(dataset_id: int, name: str) -> str:
+    """``DatasetXXX_Name`` for nnU-Net.
+
+    Raises:
+        BadInputError: the id is not within 1..999, or the name has characters other than letters, digits, ``-`` and
+            single ``_`` (nnU-Net splits identifiers on a double one).
+    """
+    if not 1 <= dataset_id <= 999:
+        raise BadInputError(f"The data set id {dataset_id} is not within 1..999.", "Choose another with --id.")
+    if not re.fullmatch(r"[A-Za-z0-9]+([_-][A-Za-z0-9]+)*", name):
+        raise BadInputError(
+            f"'{name}' cannot be the name of a data set.",
+            "Choose one with --name: letters and digits, joined by single '-' or '_'.",
+        )
+    return f"Dataset{dataset_id:03d}_{name}"

@@ -7,11 +7,11 @@ from typing import Any
 
 from diffseg_nnunet.errors import BadInputError, StageFailedError
 
-GROUPS = ("planners", "trainers", "converters")
+GROUPS = ("planners", "fingerprints", "trainers", "converters")
 
 
 def names(group: str) -> list[str]:
-    """The registered names of `group` ('planners', 'trainers' or 'converters'), sorted."""
+    """The registered names of `group` (one of GROUPS), sorted."""
     return sorted({entry.name for entry in _entries(group)})
 
 

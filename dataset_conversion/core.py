@@ -1,0 +1,351 @@
+"""What is to be written, as data, and the one engine that writes it: whole and checked, or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import SimpleITK as sitk
+
+from diffseg_nnunet.atomic import new_folder, write_json
+from diffseg_nnunet.errors import BadInputError, DiffSegError
+from diffseg_nnunet.raw_dataset import DATASET_JSON, Case, why_unusable
+from diffseg_nnunet.verification import (
+    Finding,
+    Progress,
+    UnreadableVolumeError,
+    check_case,
+    in_threads,
+    listed,
+    read_volume,
+    walk_nifti,
+)
+from diffseg_nnunet.workspace import Workspace, dataset_folder_name
+
+FILE_ENDING = ".nii.gz"
+IMAGE_FOLDERS = {"training": "imagesTr", "unlabelled": "imagesUn", "test": "imagesTs"}
+LABEL_FOLDERS = {"training": "labelsTr", "test": "labelsTs"}
+SHOWN_FINDINGS = 10
+
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+Role = Literal["training", "unlabelled", "test"]
+
+
+@dataclass(frozen=True)
+class SourceCase:
+    """One scan as it lies in the source.
+
+    Attributes:
+        identifier: the name it gets, and keeps through all stages.
+        images: one file a channel in channel order, or one 4D file that holds them all.
+        label: its segmentation; a training case must have one, a test case may, an unlabelled one has none.
+        role: decides between imagesTr, imagesUn and imagesTs.
+    """
+
+    identifier: str
+    images: tuple[Path, ...]
+    label: Path | None
+    role: Role
+
+
+@dataclass(frozen=True)
+class ConversionPlan:
+    """Everything the engine needs to know; made by a converter from names alone, without reading a voxel.
+
+    Attributes:
+        name: the data set's name, without ``DatasetXXX_``.
+        channel_names: channel number -> name; 'CT' makes nnU-Net use its CT normalisation.
+        labels: name -> value, 'background' being 0.
+        cases: in any order.
+        extra: further entries of dataset.json (description, licence, reference, ...).
+        notes: what the user should know about the source, one sentence each.
+    """
+
+    name: str
+    channel_names: dict[int, str]
+    labels: dict[str, int]
+    cases: tuple[SourceCase, ...]
+    extra: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def execute(self, **options: Any) -> ConversionReport:
+        """Write the data set: :func:`convert` of this plan, for callers that found the converter by name."""
+        return convert(self, **options)
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """What has been written.
+
+    Attributes:
+        folder: the new data set.
+        cases: how many cases each role has.
+        files: how many files were 'linked', 'copied' or 'encoded' (re-encoded, or split from 4D).
+        warnings: findings that did not stop the conversion.
+        notes: the plan's.
+    """
+
+    folder: Path
+    cases: dict[str, int]
+    files: dict[str, int]
+    warnings: tuple[Finding, ...]
+    notes: tuple[str, ...]
+
+
+def convert(
+    plan: ConversionPlan,
+    *,
+    dataset_id: int,
+    workspace: Workspace,
+    copy: bool = False,
+    workers: int,
+    progress: Progress | None = None,
+) -> ConversionReport:
+    """Write the data set into a temporary folder, check every case, and publish it by one rename.
+
+    Volumes that need no change are hard-linked where the file system allows it, else copied.
+
+    Args:
+        plan: what to write.
+        dataset_id: 1..999, free.
+        workspace: its `raw` receives the data set.
+        copy: never link, so that the data set is independent of its source.
+        workers: threads.
+        progress: called with (cases done, cases in all) after each case.
+
+    Raises:
+        BadInputError: the name or id cannot be used, the source is wrong (the message lists what was found), or the
+            disk is full; nothing is left behind.
+    """
+    target = workspace.raw / dataset_folder_name(dataset_id, plan.name)
+    _refuse_taken_id(dataset_id, target.name, workspace)
+    _refuse_bad_plan(plan)
+    needed = 0
+    try:
+        with new_folder(target) as folder:
+            needed = _needed_bytes(plan, linkable=not copy and _can_link(plan, folder))
+            if needed > shutil.disk_usage(folder).free:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            writer = _CaseWriter(plan, folder, copy)
+            findings = [found for each in in_threads(writer.write, plan.cases, workers, progress) for found in each]
+            _refuse_errors(findings)
+            write_json(folder / DATASET_JSON, _dataset_json(plan))
+    except OSError as error:
+        raise _explained(error, needed, target) from error
+    roles = Counter(case.role for case in plan.cases)
+    cases = {role: roles[role] for role in IMAGE_FOLDERS}
+    return ConversionReport(target, cases, dict(Counter(writer.done)), tuple(findings), plan.notes)
+
+
+def _dataset_json(plan: ConversionPlan) -> dict[str, Any]:
+    return {
+        **plan.extra,
+        "name": plan.name,
+        "channel_names": {str(channel): plan.channel_names[channel] for channel in sorted(plan.channel_names)},
+        "labels": dict(sorted(plan.labels.items(), key=lambda entry: entry[1])),
+        "numTraining": sum(case.role == "training" for case in plan.cases),
+        "file_ending": FILE_ENDING,
+    }
+
+
+# --- one case -------------------------------------------------------------------------------------------------------
+
+
+class _CaseWriter:
+    """Writes cases into `folder`, and checks what has been written. Used by many threads at once."""
+
+    def __init__(self, plan: ConversionPlan, folder: Path, copy: bool):
+        self.folder = folder
+        self.copy = copy
+        self.channel_count = len(plan.channel_names)
+        self.label_values = set(plan.labels.values())
+        # one entry a file; appending to a list is safe in threads, counting is not
+        self.done: list[str] = []
+        used = {IMAGE_FOLDERS[case.role] for case in plan.cases}
+        used |= {LABEL_FOLDERS[case.role] for case in plan.cases if case.label is not None}
+        for name in sorted({"imagesTr", "labelsTr", *used}):
+            (folder / name).mkdir()
+
+    def write(self, case: SourceCase) -> list[Finding]:
+        shown_as: dict[Path, Path] = {}
+        try:
+            images = self._write_images(case, shown_as)
+            label = self._write_label(case, shown_as)
+        except UnreadableVolumeError as error:
+            return [error.as_finding(case.identifier)]
+        return check_case(
+            Case(case.identifier, images, label),
+            channel_count=self.channel_count,
+            label_values=self.label_values,
+            label_required=case.role == "training",
+            shown_as=shown_as,
+        )
+
+    def _write_images(self, case: SourceCase, shown_as: dict[Path, Path]) -> tuple[Path, ...]:
+        stem = self.folder / IMAGE_FOLDERS[case.role] / case.identifier
+        split = len(case.images) == 1 < self.channel_count and _fourth_axis(case.images[0]) == self.channel_count
+        sources = case.images * self.channel_count if split else case.images
+        targets = [stem.with_name(f"{stem.name}_{channel:04d}{FILE_ENDING}") for channel in range(len(sources))]
+        shown_as.update(zip(targets, sources, strict=True))
+        volume = read_volume(case.images[0]) if split else None
+        for channel, (source, target) in enumerate(zip(sources, targets, strict=True)):
+            if volume is None:
+                self._transfer(source, target)
+            else:
+                # SimpleITK's slicing keeps spacing, origin and direction of the first three axes
+                self._encode(volume[:, :, :, channel], target)
+        return tuple(targets)
+
+    def _write_label(self, case: SourceCase, shown_as: dict[Path, Path]) -> Path | None:
+        if case.label is None:
+            return None
+        target = self.folder / LABEL_FOLDERS[case.role] / f"{case.identifier}{FILE_ENDING}"
+        shown_as[target] = case.label
+        self._transfer(case.label, target)
+        return target
+
+    def _transfer(self, source: Path, target: Path) -> None:
+        if not source.name.endswith(FILE_ENDING):
+            self._encode(read_volume(source), target)
+            return
+        if not os.access(source, os.R_OK):
+            raise UnreadableVolumeError(source, "it is missing, a link that leads nowhere, or not permitted")
+        if not self.copy and _link(source, target):
+            self.done.append("linked")
+            return
+        shutil.copyfile(source, target)
+        self.done.append("copied")
+
+    def _encode(self, volume: sitk.Image, target: Path) -> None:
+        """Write a compressed NIfTI and look at the result: SimpleITK reports success even when the disk is full."""
+        try:
+            sitk.WriteImage(volume, str(target), True)
+            walk_nifti(target)
+        except (RuntimeError, UnreadableVolumeError) as error:
+            voxel_bytes = volume.GetSizeOfPixelComponent() * volume.GetNumberOfComponentsPerPixel()
+            full = shutil.disk_usage(self.folder).free < volume.GetNumberOfPixels() * voxel_bytes
+            number = errno.ENOSPC if full else errno.EIO
+            raise OSError(number, os.strerror(number), str(target)) from error
+        self.done.append("encoded")
+
+
+def _fourth_axis(path: Path) -> int:
+    """Length of a 4D file's last axis by its header, else 0: what is wrong with the file, the case's check tells."""
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError:
+        return 0
+    return reader.GetSize()[3] if reader.GetDimension() == 4 else 0
+
+
+def _link(source: Path, target: Path) -> bool:
+    """Hard-link a file (what a link leads to, never the link itself); False where the file system does not allow it."""
+    try:
+        os.link(source.resolve(), target)
+    except OSError as error:
+        if error.errno in _DISK_FULL:
+            raise
+        return False
+    return True
+
+
+# --- space and refusals ---------------------------------------------------------------------------------------------
+
+
+def _files_of(case: SourceCase) -> list[Path]:
+    return [path for path in (*case.images, case.label) if path is not None and path.is_file()]
+
+
+def _can_link(plan: ConversionPlan, folder: Path) -> bool:
+    """Whether hard links work depends on devices, owners and mount options: trying it is the only sure way."""
+    source = next((path for case in plan.cases for path in _files_of(case)), None)
+    trial = folder / "trial-link"
+    linked = source is not None and _link(source, trial)
+    trial.unlink(missing_ok=True)
+    return linked
+
+
+def _needed_bytes(plan: ConversionPlan, linkable: bool) -> int:
+    """Bytes to be written, estimated by the sizes of the sources: re-encoding changes them."""
+    total = 0
+    for case in plan.cases:
+        may_be_split = len(case.images) == 1 < len(plan.channel_names)
+        for path in _files_of(case):
+            kept = path.name.endswith(FILE_ENDING) and not (may_be_split and path == case.images[0])
+            total += 0 if linkable and kept else path.stat().st_size
+    return total
+
+
+def _explained(error: OSError, needed: int, target: Path) -> DiffSegError:
+    if error.errno in _DISK_FULL:
+        free = shutil.disk_usage(target.parent).free
+        return BadInputError(
+            f"The disk of {target.parent} is full: {target.name} needs about {_mib(needed)}, {_mib(free)} are free. "
+            "Nothing was written.",
+            "Free some space, or choose another disk with --workspace.",
+        )
+    if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
+        return BadInputError(f"{target} exists already.", "Choose another id with --id, or remove it.")
+    return BadInputError(
+        f"{target.name} could not be written: {error.strerror or error} ({error.filename or target.parent}).",
+        "Check the disk, the permissions and --workspace.",
+    )
+
+
+def _mib(size: int) -> str:
+    return f"{size / 1024**2:,.1f} MiB"
+
+
+def _refuse_taken_id(dataset_id: int, folder_name: str, workspace: Workspace) -> None:
+    taken: dict[int, list[Path]] = {}
+    for root in (workspace.raw, workspace.preprocessed, workspace.results):
+        for entry in sorted(root.iterdir()) if root.is_dir() else ():
+            # what other stages left of the same data set is no conflict; of another one with this id it is
+            conflict = root == workspace.raw or entry.name != folder_name
+            if conflict and (match := re.fullmatch(r"Dataset(\d{3})_.+", entry.name)):
+                taken.setdefault(int(match[1]), []).append(entry)
+    if dataset_id in taken:
+        free = next(
+            (number for number in [*range(dataset_id, 1000), *range(1, dataset_id)] if number not in taken), None
+        )
+        raise BadInputError(
+            f"The data set id {dataset_id} is taken by {listed(taken[dataset_id])}.",
+            f"Choose another, for example --id {free}." if free else "Remove a data set: all 999 ids are taken.",
+        )
+
+
+def _refuse_bad_plan(plan: ConversionPlan) -> None:
+    first: dict[str, SourceCase] = {}
+    for case in plan.cases:
+        files = listed([*case.images, case.label][:1])
+        if reason := why_unusable(case.identifier):
+            message = f"'{case.identifier}' ({files}) cannot be a case identifier: {reason}."
+            raise BadInputError(message, "Rename the file, and its label.")
+        twin = first.setdefault(case.identifier, case)
+        if twin is not case:
+            message = f"Two cases are called '{case.identifier}': {listed(twin.images)} and {files}."
+            raise BadInputError(message, "Rename or remove one.")
+    if not plan.cases:
+        raise BadInputError(f"The source of '{plan.name}' has no case.", "Point to the folder that holds the images.")
+
+
+def _refuse_errors(findings: Iterable[Finding]) -> None:
+    errors = [finding for finding in findings if finding.severity == "error"]
+    if not errors:
+        return
+    cases = len({finding.case for finding in errors})
+    lines = [f"{len(errors)} problem(s) in {cases} case(s), no data set was written:"]
+    lines += [f"- {finding.case}: {finding}" for finding in errors[:SHOWN_FINDINGS]]
+    if len(errors) > SHOWN_FINDINGS:
+        lines.append(f"- and {len(errors) - SHOWN_FINDINGS} more")
+    raise BadInputError("\n".join(lines) + "\n", "Mend or remove these cases, then convert again.")

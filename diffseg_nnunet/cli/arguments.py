@@ -1,0 +1,86 @@
+"""The options several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Workspace = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder of nnUNet_raw, nnUNet_preprocessed and nnUNet_results; else $DIFFSEG_WORKSPACE, else "
+        "./diffseg_workspace. Exported nnU-Net variables win.",
+        show_default=False,
+    ),
+]
+DatasetId = Annotated[int, typer.Argument(metavar="ID", help="Id of the data set, 1 to 999.", show_default=False)]
+Configuration = Annotated[
+    str, typer.Option("--configuration", "-c", help="nnU-Net configuration: 2d, 3d_fullres, 3d_lowres, …")
+]
+Configurations = Annotated[
+    list[str] | None,
+    typer.Option("--configuration", "-c", help="nnU-Net configuration; may be repeated.", show_default=False),
+]
+Fold = Annotated[str, typer.Option("--fold", "-f", help="Fold, or 'all' for every case.")]
+Folds = Annotated[list[str] | None, typer.Option("--fold", "-f", help="Fold; may be repeated.", show_default=False)]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of every random generator.")]
+Precision = Annotated[str, typer.Option(help="On the CPU: auto, float32 or bfloat16.")]
+Strategy = Annotated[str, typer.Option(help="finetune (from a pretrained network) or scratch (its twin).")]
+
+_LISTS = {"plan": ("--unlabeled",), "preprocess": ("-c", "--configuration"), "run": ("-c", "-f")}
+
+
+def expand_lists(arguments: list[str]) -> list[str]:
+    """Let ``--unlabeled 7 8`` stand for ``--unlabeled 7 --unlabeled 8``, after the positional argument.
+
+    Click's options take a fixed number of values; users of argparse's tools expect lists.
+    """
+    if not arguments or arguments[0] not in _LISTS or len(arguments) < 2 or arguments[1].startswith("-"):
+        return arguments
+    expanded: list[str] = arguments[:2]
+    current, values = None, 0
+    for argument in arguments[2:]:
+        if argument.startswith("-") and not argument.lstrip("-").replace(".", "").isdigit():
+            current, values = (argument, 0) if argument in _LISTS[arguments[0]] else (None, 0)
+        elif current is not None:
+            if values:
+                expanded.append(current)
+            values += 1
+        expanded.append(argument)
+    return expanded
+
+
+def parse_fold(text: str) -> int | str:
+    """A fold's number, or "all".
+
+    Raises:
+        BadInputError: it is neither.
+    """
+    from diffseg_nnunet.errors import BadInputError
+
+    if text == "all":
+        return text
+    if not text.isdecimal():
+        raise BadInputError(f"'{text}' is no fold.", "Give a number from 0, or 'all'.")
+    return int(text)
+
+
+def check_choice(option: str, value: str, choices: tuple[str, ...]) -> str:
+    """`value` if it is one of `choices`.
+
+    Raises:
+        BadInputError: it is not; the message lists them.
+    """
+    from diffseg_nnunet.errors import BadInputError
+
+    if value not in choices:
+        raise BadInputError(f"{option} {value} is not known.", f"Choose one of: {', '.join(choices)}.")
+    return value
+
+
+def given(**options: object) -> dict[str, object]:
+    """The options that were given: those that are not None."""
+    return {name: value for name, value in options.items() if value is not None}

@@ -1,0 +1,31 @@
+"""``diffseg export``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from diffseg_nnunet.cli.arguments import Configuration, DatasetId, Folds, Strategy, Workspace
+from diffseg_nnunet.cli.console import open_project
+from diffseg_nnunet.cli.train import STRATEGIES
+
+
+def export(
+    dataset_id: DatasetId,
+    stock: Annotated[Path, typer.Option(metavar="OUT.zip", help="Zip to write.", show_default=False)],
+    configuration: Configuration = "3d_fullres",
+    fold: Folds = None,
+    strategy: Strategy = "finetune",
+    workspace: Workspace = None,
+) -> None:
+    """Export a model that stock nnU-Net installs and runs, without diffseg_nnunet."""
+    with open_project(workspace, dataset_id) as project:
+        from diffseg_nnunet.cli.arguments import check_choice, parse_fold
+        from diffseg_nnunet.pipeline.exporting import export_stock
+
+        check_choice("--strategy", strategy, STRATEGIES)
+        names = export_stock(project, configuration, stock, strategy, [parse_fold(text) for text in fold or ()])
+        project.reporter.info(f"{stock}: {len(names)} files")
+        project.reporter.info(f"install it with: nnUNetv2_install_pretrained_model_from_zip {stock}")

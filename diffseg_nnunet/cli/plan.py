@@ -1,0 +1,75 @@
+"""``diffseg plan``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from diffseg_nnunet.cli.arguments import DatasetId, Workspace
+from diffseg_nnunet.cli.console import open_project
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+GpuMemory = Annotated[
+    str, typer.Option(metavar="auto|GIB", help="GPU memory to plan for; auto: free memory of the smallest visible GPU.")
+]
+Backbone = Annotated[str, typer.Option(help="resenc (residual encoder) or plain.")]
+BaseFeatures = Annotated[int, typer.Option(min=1, help="Channels of the first stage; 16 makes a light model.")]
+Spacing = Annotated[
+    tuple[float, float, float] | None,
+    typer.Option(metavar="Z Y X", help="Target spacing of 3d_fullres in mm; else nnU-Net's choice."),
+]
+Unlabeled = Annotated[
+    list[int] | None,
+    typer.Option(metavar="ID ...", help="Data sets whose images join the pretraining pool.", show_default=False),
+]
+Coordinates = Annotated[str, typer.Option(help="Coordinate head of the pretraining: auxiliary or none.")]
+
+
+def plan(
+    dataset_id: DatasetId,
+    gpu_memory: GpuMemory = "auto",
+    backbone: Backbone = "resenc",
+    base_features: BaseFeatures = 32,
+    spacing: Spacing = None,
+    unlabeled: Unlabeled = None,
+    coordinates: Coordinates = "auxiliary",
+    workspace: Workspace = None,
+) -> None:
+    """Extract the fingerprint and plan both stages: patch, batch and topology."""
+    with open_project(workspace, dataset_id) as project:
+        from diffseg_nnunet.cli.arguments import check_choice
+        from diffseg_nnunet.pipeline.planning import PlanRequest
+        from diffseg_nnunet.pipeline.planning import plan as plan_stage
+
+        request = PlanRequest(
+            gpu_memory=gpu_memory,
+            backbone=backbone,
+            base_features=base_features,
+            spacing=spacing,
+            unlabelled=tuple(unlabeled or ()),
+            coordinates=check_choice("--coordinates", coordinates, ("auxiliary", "none")),
+        )
+        plans = plan_stage(project, request)
+        project.reporter.console.print(plan_table(plans))
+        mirroring = plans["diffseg"]["mirroring"]
+        project.reporter.info(f"mirroring: {mirroring['reason']}")
+        if mirroring["warning"]:
+            project.reporter.warn(mirroring["warning"])
+        project.reporter.info(f"plans: {project.plans_path}")
+
+
+def plan_table(plans: dict) -> Table:
+    """Patch, batch and predicted memory of both stages for each configuration."""
+    from rich.table import Table
+
+    memory = plans["diffseg"]["memory"]
+    title = f"{plans['dataset_name']}, planned for {memory['budget_gib']:g} GiB"
+    table = Table("configuration", "stage", "patch", "batch", "GiB", title=title)
+    for name, stages in plans["diffseg"]["configurations"].items():
+        for stage, chosen in sorted(stages.items()):
+            patch = " × ".join(str(size) for size in chosen["patch_size"])
+            table.add_row(name, stage, patch, str(chosen["batch_size"]), f"{chosen['predicted_peak_gib']:.2f}")
+    return table

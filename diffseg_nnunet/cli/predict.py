@@ -1,0 +1,50 @@
+"""``diffseg predict``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from diffseg_nnunet.cli.arguments import Configurations, Device, Folds, Strategy, Workspace
+from diffseg_nnunet.cli.console import open_project
+from diffseg_nnunet.cli.train import STRATEGIES
+
+
+def predict(
+    dataset_id: Annotated[int, typer.Option("--dataset", "-d", help="Id of the data set.", show_default=False)],
+    source: Annotated[
+        Path, typer.Option("--input", "-i", help="Folder of images CASE_0000.nii.gz.", show_default=False)
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the segmentations.", show_default=False)],
+    configuration: Configurations = None,
+    fold: Folds = None,
+    strategy: Strategy = "finetune",
+    no_mirroring: Annotated[bool, typer.Option("--no-mirroring", help="No test-time mirroring: faster.")] = False,
+    postprocessing: Annotated[
+        Path | None, typer.Option(help="nnU-Net's postprocessing.pkl to apply.", show_default=False)
+    ] = None,
+    device: Device = "auto",
+    workspace: Workspace = None,
+) -> None:
+    """Segment a folder of images; several folds or configurations are averaged. Goes on where it was interrupted."""
+    with open_project(workspace, dataset_id) as project:
+        from diffseg_nnunet.cli.arguments import check_choice, parse_fold
+        from diffseg_nnunet.errors import EXIT_BAD_INPUT
+        from diffseg_nnunet.pipeline.prediction import PredictionRequest
+        from diffseg_nnunet.pipeline.prediction import predict as predict_stage
+
+        request = PredictionRequest(
+            configurations=tuple(configuration or ("3d_fullres",)),
+            folds=tuple(parse_fold(text) for text in fold or ("0",)),
+            strategy=check_choice("--strategy", strategy, STRATEGIES),
+            mirroring=not no_mirroring,
+            postprocessing=postprocessing,
+        )
+        failed = predict_stage(project, request, source, output, device)
+        project.reporter.info(f"segmentations: {output}")
+        for case in failed:
+            project.reporter.warn(f"{case.case} was set aside: {case.reason}")
+        if failed:
+            raise typer.Exit(EXIT_BAD_INPUT)

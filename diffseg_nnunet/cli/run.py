@@ -1,0 +1,75 @@
+"""``diffseg run``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from diffseg_nnunet.cli.arguments import Configurations, DatasetId, Device, Folds, Strategy, Workspace
+from diffseg_nnunet.cli.console import open_project
+from diffseg_nnunet.cli.train import STRATEGIES
+
+_KEPT = "Not given: as in the data set's last run, else the default."
+
+
+def run(
+    dataset_id: DatasetId,
+    configuration: Configurations = None,
+    fold: Folds = None,
+    strategy: Strategy = "finetune",
+    iterations: Annotated[int | None, typer.Option(min=1, help=f"Training length. {_KEPT}")] = None,
+    pretrain_iterations: Annotated[int | None, typer.Option(min=1, help=f"Pretraining length. {_KEPT}")] = None,
+    pretrain_on: Annotated[
+        str, typer.Option(help="fold: each fold's own training cases. all: once, on the images of all cases.")
+    ] = "fold",
+    seed: Annotated[int | None, typer.Option(min=0, help=f"Seed. {_KEPT}")] = None,
+    device: Device = "auto",
+    gpu_memory: Annotated[str | None, typer.Option(metavar="auto|GIB", help=f"As in `plan`. {_KEPT}")] = None,
+    backbone: Annotated[str | None, typer.Option(help=f"As in `plan`. {_KEPT}")] = None,
+    base_features: Annotated[int | None, typer.Option(min=1, help=f"As in `plan`. {_KEPT}")] = None,
+    spacing: Annotated[
+        tuple[float, float, float] | None, typer.Option(metavar="Z Y X", help=f"As in `plan`. {_KEPT}")
+    ] = None,
+    unlabeled: Annotated[list[int] | None, typer.Option(metavar="ID", help=f"As in `plan`. {_KEPT}")] = None,
+    no_test: Annotated[bool, typer.Option("--no-test", help="Do not segment imagesTs at the end.")] = False,
+    workspace: Workspace = None,
+) -> None:
+    """Everything after convert: verify, plan, preprocess, pretrain, train, evaluate, select, predict imagesTs.
+
+    Run it again after an interruption: what is finished and unchanged is not done twice.
+    """
+    with open_project(workspace, dataset_id) as project:
+        from diffseg_nnunet.cli.arguments import check_choice, given, parse_fold
+        from diffseg_nnunet.errors import EXIT_BAD_INPUT
+        from diffseg_nnunet.evaluation.report import summary_table
+        from diffseg_nnunet.pipeline.run import RunRequest
+        from diffseg_nnunet.pipeline.run import run as run_stages
+
+        unlabelled = tuple(unlabeled) if unlabeled else None
+        request = RunRequest(
+            configurations=tuple(configuration or ()),
+            folds=tuple(parse_fold(text) for text in fold or ("0",)),
+            strategy=check_choice("--strategy", strategy, STRATEGIES),
+            pretrain_on=check_choice("--pretrain-on", pretrain_on, ("fold", "all")),
+            plan=given(
+                gpu_memory=gpu_memory,
+                backbone=backbone,
+                base_features=base_features,
+                spacing=spacing,
+                unlabelled=unlabelled,
+            ),
+            pretraining=given(iterations=pretrain_iterations, seed=seed),
+            training=given(iterations=iterations, seed=seed),
+            device=device,
+            predict_test=not no_test,
+        )
+        result = run_stages(project, request)
+        for (name, number), evaluation in result.evaluations.items():
+            project.reporter.info(f"\n{name}, fold {number}, validation cases:")
+            project.reporter.console.print(summary_table(evaluation))
+        project.reporter.info(f"manifest: {project.manifest.path}")
+        for case in result.failed:
+            project.reporter.warn(f"{case.case} was set aside: {case.reason}")
+        if result.failed:
+            raise typer.Exit(EXIT_BAD_INPUT)

@@ -1,0 +1,56 @@
+"""``diffseg train``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from diffseg_nnunet.cli.arguments import Configuration, DatasetId, Device, Fold, Precision, Seed, Strategy, Workspace
+from diffseg_nnunet.cli.console import open_project
+from diffseg_nnunet.cli.pretrain import InitialRate, Iterations, Workers
+
+STRATEGIES = ("finetune", "scratch")
+
+
+def train(
+    dataset_id: DatasetId,
+    configuration: Configuration = "3d_fullres",
+    fold: Fold = "0",
+    strategy: Strategy = "finetune",
+    iterations: Iterations = 250_000,
+    seed: Seed = 0,
+    device: Device = "auto",
+    pretrained: Annotated[
+        Path | None, typer.Option(help="Checkpoint to start from; else this data set's own.", show_default=False)
+    ] = None,
+    npz: Annotated[bool, typer.Option("--npz", help="Also store softmax outputs of the validation cases.")] = False,
+    initial_lr: InitialRate = None,
+    precision: Precision = "auto",
+    workers: Workers = None,
+    workspace: Workspace = None,
+) -> None:
+    """Train one fold by nnU-Net's recipe, pretrained or from scratch, and score its validation cases. Resumes."""
+    with open_project(workspace, dataset_id) as project:
+        from diffseg_nnunet.cli.arguments import check_choice, given, parse_fold
+        from diffseg_nnunet.pipeline.evaluating import evaluate_validation
+        from diffseg_nnunet.pipeline.stages import train as train_stage
+
+        check_choice("--strategy", strategy, STRATEGIES)
+        check_choice("--precision", precision, ("auto", "float32", "bfloat16"))
+        checkpoint = train_stage(
+            project,
+            configuration,
+            parse_fold(fold),
+            device,
+            strategy,
+            pretrained,
+            npz,
+            **given(iterations=iterations, seed=seed, initial_lr=initial_lr, precision=precision, workers=workers),
+        )
+        from diffseg_nnunet.evaluation.report import summary_table
+
+        evaluation = evaluate_validation(project, strategy, configuration, fold)
+        project.reporter.console.print(summary_table(evaluation))
+        project.reporter.info(f"model: {checkpoint}")

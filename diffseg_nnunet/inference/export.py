@@ -1,0 +1,83 @@
+"""Predictions on disk: written whole or not at all, one case at a time, through nnU-Net's own export."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nnunetv2.inference.export_prediction import export_prediction_from_logits, resample_and_save
+
+from diffseg_nnunet.atomic import TEMPORARY_PREFIX
+
+_PARTIAL_FOLDER = f"{TEMPORARY_PREFIX}predictions"
+
+
+def endings(file_ending: str, with_probabilities: bool) -> tuple[str, ...]:
+    """The files of one exported case; the segmentation is published last, so its presence means the case is done."""
+    return (".npz", ".pkl", file_ending) if with_probabilities else (file_ending,)
+
+
+def is_exported(folder: Path, case: str, file_ending: str, with_probabilities: bool) -> bool:
+    """True if every file of the case is there."""
+    return all((folder / f"{case}{ending}").is_file() for ending in endings(file_ending, with_probabilities))
+
+
+def export_case(
+    logits: Any, properties: dict, predictor: Any, folder: Path, case: str, with_probabilities: bool = False
+) -> None:
+    """Resample logits to the image's grid and publish ``folder/case`` + ending.
+
+    Args:
+        logits: (classes, *preprocessed shape), tensor or array, as the predictor returns them.
+        properties: of the case, as preprocessing returned them.
+        predictor: nnU-Net's, initialised.
+        with_probabilities: also ``.npz`` and ``.pkl``, which ensembling reads.
+    """
+    file_ending = predictor.dataset_json["file_ending"]
+    with _partial_folder(folder) as partial:
+        export_prediction_from_logits(
+            logits,
+            properties,
+            predictor.configuration_manager,
+            predictor.plans_manager,
+            predictor.dataset_json,
+            str(partial / case),
+            with_probabilities,
+        )
+        for ending in endings(file_ending, with_probabilities):
+            os.replace(partial / f"{case}{ending}", folder / f"{case}{ending}")
+
+
+def export_for_next_stage(
+    logits: np.ndarray, target_shape: tuple[int, ...], properties: dict, trainer: Any, folder: Path, case: str
+) -> None:
+    """The segmentation a cascade's next stage reads, on that stage's preprocessed grid."""
+    with _partial_folder(folder) as partial:
+        resample_and_save(
+            logits,
+            list(target_shape),
+            str(partial / case),
+            trainer.plans_manager,
+            trainer.configuration_manager,
+            properties,
+            trainer.dataset_json,
+        )
+        for path in partial.iterdir():
+            os.replace(path, folder / path.name)
+
+
+@contextmanager
+def _partial_folder(folder: Path) -> Iterator[Path]:
+    """A folder inside `folder` for unfinished files: nnU-Net lists files, not folders, so none is taken for done."""
+    path = folder / _PARTIAL_FOLDER
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir(parents=True)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,109 @@
+"""Prediction of a folder of images with trained folds: each case on its own, resumable, bad cases set aside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.inference.sliding_window_prediction import compute_gaussian
+from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
+
+from diffseg_nnunet.errors import BadInputError
+from diffseg_nnunet.inference.export import export_case, is_exported
+from diffseg_nnunet.raw_dataset import Case
+from diffseg_nnunet.verification import check_case
+
+CaseProgress = Callable[[int, int, str], None]
+"""Called with (cases done, cases in all, case)."""
+
+
+@dataclass(frozen=True)
+class FailedCase:
+    """A case that was set aside, and why."""
+
+    case: str
+    reason: str
+
+
+def load_predictor(
+    model_folder: Path, folds: Sequence[int | str], device: torch.device, mirroring: bool, checkpoint: str
+) -> nnUNetPredictor:
+    """nnU-Net's predictor with the trained folds of a model folder.
+
+    Raises:
+        BadInputError: a fold has no such checkpoint; the message says which command trains it.
+    """
+    for fold in folds:
+        path = model_folder / f"fold_{fold}" / checkpoint
+        if not path.is_file():
+            trained = ", ".join(sorted(p.parent.name for p in model_folder.glob(f"fold_*/{checkpoint}"))) or "none"
+            raise BadInputError(
+                f"There is no trained model {path} (trained there: {trained}).",
+                f"Run `diffseg train` for fold {fold} first, or choose another with -f.",
+            )
+    predictor = nnUNetPredictor(use_mirroring=mirroring, device=device, allow_tqdm=False)
+    # nnU-Net's own checkpoint format, which is a pickle: only models of this workspace are read here
+    predictor.initialize_from_trained_model_folder(str(model_folder), tuple(folds), checkpoint)
+    return predictor
+
+
+def predict_cases(
+    predictor: nnUNetPredictor,
+    cases: Sequence[Case],
+    output: Path,
+    *,
+    save_probabilities: bool = False,
+    previous_stage: Path | None = None,
+    skip_existing: bool = False,
+    progress: CaseProgress | None = None,
+) -> list[FailedCase]:
+    """Predict each case and publish its segmentation in `output`, on the image's own grid.
+
+    Args:
+        predictor: from :func:`load_predictor`.
+        cases: image files per channel.
+        previous_stage: folder with the segmentations a cascade's last stage reads.
+        skip_existing: leave cases alone whose files are already in `output`.
+
+    Returns:
+        The cases that could not be predicted; the others are done.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    ending = predictor.dataset_json["file_ending"]
+    failed = []
+    for number, case in enumerate(cases, start=1):
+        if not (skip_existing and is_exported(output, case.identifier, ending, save_probabilities)):
+            try:
+                _predict(predictor, case, output, save_probabilities, previous_stage)
+            except (BadInputError, RuntimeError, ValueError, AssertionError) as error:
+                failed.append(FailedCase(case.identifier, str(error) or type(error).__name__))
+        if progress is not None:
+            progress(number, len(cases), case.identifier)
+    compute_gaussian.cache_clear()
+    return failed
+
+
+def _predict(
+    predictor: nnUNetPredictor, case: Case, output: Path, save_probabilities: bool, previous_stage: Path | None
+) -> None:
+    channels = len(predictor.dataset_json["channel_names"])
+    problems = [f for f in check_case(case, channel_count=channels, label_values=None) if f.severity == "error"]
+    if problems:
+        raise BadInputError("; ".join(finding.message for finding in problems), problems[0].mend)
+    configuration, plans = predictor.configuration_manager, predictor.plans_manager
+    previous = None
+    if previous_stage is not None:
+        previous = str(previous_stage / f"{case.identifier}{predictor.dataset_json['file_ending']}")
+    preprocessor = configuration.preprocessor_class(verbose=False)
+    data, segmentation, properties = preprocessor.run_case(
+        [str(path) for path in case.images], previous, plans, configuration, predictor.dataset_json
+    )
+    if previous is not None:
+        labels = predictor.label_manager.foreground_labels
+        data = np.vstack((data, convert_labelmap_to_one_hot(segmentation[0], labels, data.dtype)))
+    logits = predictor.predict_logits_from_preprocessed_data(torch.from_numpy(data)).cpu()
+    export_case(logits, properties, predictor, output, case.identifier, save_probabilities)

@@ -1,0 +1,168 @@
+"""The run manifest: what was run with which inputs, when, and whether it is finished.
+
+One JSON file per data set, ``diffseg_run.json`` in its results. A stage is skipped if it finished with the same inputs,
+continued if it was interrupted with the same inputs, and redone if its inputs changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import psutil
+from filelock import FileLock
+
+from diffseg_nnunet.atomic import write_json
+from diffseg_nnunet.errors import BadInputError
+
+FILE_NAME = "diffseg_run.json"
+_PACKAGES = (
+    "diffseg_nnunet",
+    "nnunetv2",
+    "torch",
+    "numpy",
+    "monai",
+    "batchgenerators",
+    "batchgeneratorsv2",
+    "SimpleITK",
+)
+_RSS_INTERVAL_S = 0.5
+
+
+def signature(inputs: Mapping[str, Any]) -> str:
+    """A digest of everything a stage's result depends on; JSON values only."""
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass
+class StageRun:
+    """A stage that is running: `fresh` says that nothing of an earlier attempt may be continued."""
+
+    fresh: bool
+    outputs: dict[str, Any]
+
+
+class Manifest:
+    """Reads and writes the manifest; several processes may work on different stages of one data set.
+
+    Args:
+        folder: the data set's folder in nnUNet_results.
+    """
+
+    def __init__(self, folder: Path):
+        self.path = folder / FILE_NAME
+
+    def read(self) -> dict[str, Any]:
+        """The manifest's content.
+
+        Raises:
+            BadInputError: the file is no JSON (it was edited; it is never half-written).
+        """
+        if not self.path.is_file():
+            return {"format": 1, "dataset": self.path.parent.name, "stages": {}}
+        try:
+            return json.loads(self.path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise BadInputError(f"{self.path} is not readable: {error}.", "Mend or remove it.") from error
+
+    def stage(self, name: str) -> dict[str, Any]:
+        """The record of a stage, empty if it never ran."""
+        return self.read()["stages"].get(name, {})
+
+    def is_finished(self, name: str, inputs: Mapping[str, Any]) -> bool:
+        """True if the stage finished with these inputs."""
+        record = self.stage(name)
+        return record.get("status") == "finished" and record.get("signature") == signature(inputs)
+
+    @contextmanager
+    def running(self, name: str, inputs: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[StageRun]:
+        """Record a stage's start, end, duration and peak memory around the block; an exception leaves it unfinished.
+
+        Args:
+            inputs: what the result depends on.
+            settings: for the reader of the manifest, and for `diffseg run` to go on with.
+        """
+        digest = signature(inputs)
+        run = StageRun(fresh=self.stage(name).get("signature") != digest, outputs={})
+        started = monotonic()
+        record = {
+            "status": "running",
+            "signature": digest,
+            "settings": dict(settings),
+            "versions": {package: version(package) for package in _PACKAGES},
+            "start": _now(),
+        }
+        self._put(name, record)
+        with _PeakMemory() as memory:
+            yield run
+        self._put(
+            name,
+            {
+                **record,
+                "status": "finished",
+                "end": _now(),
+                "seconds": round(monotonic() - started, 1),
+                "peak_rss_gib": round(memory.peak_gib, 2),
+                "outputs": run.outputs,
+            },
+        )
+
+    def _put(self, name: str, record: dict[str, Any]) -> None:
+        def change(content: dict[str, Any]) -> None:
+            content["stages"][name] = record
+
+        self._update(change)
+
+    def _update(self, change: Callable[[dict[str, Any]], None]) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.path.with_suffix(".lock")):
+            content = self.read()
+            change(content)
+            write_json(self.path, content)
+
+
+class _PeakMemory:
+    """Largest resident memory of this process and its children, GiB, sampled by a thread."""
+
+    def __init__(self) -> None:
+        self.peak_gib = 0.0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> _PeakMemory:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        process = psutil.Process()
+        while True:
+            self.peak_gib = max(self.peak_gib, _resident_bytes(process) / 2**30)
+            if self._stop.wait(_RSS_INTERVAL_S):
+                return
+
+
+def _resident_bytes(process: psutil.Process) -> int:
+    total = process.memory_info().rss
+    for child in process.children(recursive=True):
+        try:
+            total += child.memory_info().rss
+        except psutil.Error:  # it has just ended
+            continue
+    return total
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,223 @@
+"""The stage *preprocess*: labelled cases and, beside them, the unlabelled pool, by one plan; resumable per case."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from diffseg_nnunet.atomic import TEMPORARY_PREFIX, write_file
+from diffseg_nnunet.errors import BadInputError, StageFailedError
+from diffseg_nnunet.pipeline.project import Project
+from diffseg_nnunet.planning.hardware import usable_cores
+from diffseg_nnunet.raw_dataset import Case, RawDataset
+
+_WORTH_A_WORKER_S = 15.0  # a spawned worker imports nnU-Net and torch first, 3-5 s of every core
+_ENDINGS = ("_seg.b2nd", ".b2nd", ".pkl")
+"""What one case becomes; the properties are published last, so their presence means that the case is whole."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One case to preprocess into `folder`."""
+
+    case: Case
+    folder: Path
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What a worker needs besides the job; small enough to send along."""
+
+    plans: dict[str, Any]
+    configuration: str
+    dataset_json: dict[str, Any]
+
+
+def preprocess(project: Project, configurations: Sequence[str]) -> None:
+    """Preprocess all cases for each configuration; finished cases are kept as long as data and plan are unchanged.
+
+    Raises:
+        BadInputError: cases that could not be read; all others are done, and the message names the rest.
+        StageFailedError: a worker process was killed.
+    """
+    raw, plans = project.raw(), project.plans()
+    _copy_references(project, raw)
+    done: set[str] = set()
+    for name in configurations:
+        identifier = project.configuration(name).data_identifier
+        if identifier not in done:  # a cascade's last stage shares the data of 3d_fullres
+            _preprocess_configuration(project, raw, plans, name)
+            done.add(identifier)
+
+
+def preprocessing_inputs(project: Project, configuration: str) -> dict[str, Any]:
+    """What the preprocessed data of a configuration depend on."""
+    plans = project.plans()
+    settings = project.configuration(configuration)
+    keys = ("spacing", "normalization_schemes", "use_mask_for_norm", "preprocessor_name", "patch_size")
+    resampling = {k: v for k, v in settings.configuration.items() if k.startswith("resampling_fn")}
+    return {
+        "content": project.raw().content_signature(),
+        "pool": {d.name: d.content_signature() for d in pool_datasets(project)},
+        "configuration": {key: settings.configuration[key] for key in keys},
+        "resampling": resampling,
+        "intensities": plans["foreground_intensity_properties_per_channel"],
+        "transpose": plans["transpose_forward"],
+        "reader": plans["image_reader_writer"],
+    }
+
+
+def pool_datasets(project: Project) -> list[RawDataset]:
+    """The further data sets of the plan's pool."""
+    names = project.plans()["diffseg"]["pool"]["unlabelled_datasets"]
+    return [RawDataset.open(project.workspace.raw / name) for name in names]
+
+
+def require_preprocessed(project: Project, configuration: str) -> None:
+    """Raises BadInputError unless the configuration is preprocessed by the present plan from the present data."""
+    if not project.manifest.is_finished(f"preprocess/{configuration}", preprocessing_inputs(project, configuration)):
+        raise BadInputError(
+            f"{project.name} is not preprocessed for {configuration}, or data or plan have changed since.",
+            f"Run `diffseg preprocess {project.id} -c {configuration}`.",
+        )
+
+
+def _preprocess_configuration(project: Project, raw: RawDataset, plans: dict[str, Any], name: str) -> None:
+    stage, inputs = f"preprocess/{name}", preprocessing_inputs(project, name)
+    jobs = list(_jobs(project, raw, name))
+    if project.manifest.is_finished(stage, inputs) and all(_is_done(job) for job in jobs):
+        return
+    with project.manifest.running(stage, inputs, {"configuration": name}) as run, project.log("preprocess"):
+        folders = {project.preprocessed_folder(name), project.unlabelled_folder(name)}
+        for folder in folders:
+            if run.fresh:
+                shutil.rmtree(folder, ignore_errors=True)
+        for folder in folders | {job.folder for job in jobs}:
+            _remove_leftovers(folder)
+        open_jobs = [job for job in jobs if not _is_done(job)]
+        plan = _Plan(plans, name, project.dataset_json())
+        failures = _run(open_jobs, plan, lambda done: project.reporter.progress(stage, done, len(open_jobs)))
+        run.outputs.update(cases=len(jobs), preprocessed_now=len(open_jobs) - len(failures))
+        if failures:
+            listed = "\n  ".join(f"{case}: {reason}" for case, reason in failures)
+            raise BadInputError(
+                f"{len(failures)} case(s) of {project.name} failed in preprocessing, others are done:\n  {listed}\n",
+                f"Look at them with `diffseg verify {project.id}`, mend or remove them, and run the command again.",
+            )
+
+
+def _jobs(project: Project, raw: RawDataset, configuration: str) -> Iterator[Job]:
+    labelled, unlabelled = project.preprocessed_folder(configuration), project.unlabelled_folder(configuration)
+    for case in raw.labelled_cases():
+        yield Job(case, labelled)
+    for case in raw.unlabelled_cases():
+        yield Job(case, unlabelled / raw.name)
+    for dataset in pool_datasets(project):
+        # the labels of another data set are not read
+        for case in [*dataset.labelled_cases(), *dataset.unlabelled_cases()]:
+            yield Job(Case(case.identifier, case.images, None), unlabelled / dataset.name)
+
+
+def _is_done(job: Job) -> bool:
+    return all((job.folder / f"{job.case.identifier}{ending}").is_file() for ending in _ENDINGS)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """What a killed worker left: unfinished files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.parent.glob(f"{TEMPORARY_PREFIX}*-{folder.name}"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _run(jobs: Sequence[Job], plan: _Plan, progress: Callable[[int], None]) -> list[tuple[str, str]]:
+    """Preprocess here while it is quick, in workers where that pays; returns (case, reason) of failures."""
+    failures: list[tuple[str, str]] = []
+    started = monotonic()
+    for done, job in enumerate(jobs, start=1):
+        _note(failures, job, _attempt(job, plan))
+        progress(done)
+        remaining_s = (monotonic() - started) / done * (len(jobs) - done)
+        if usable_cores() > 1 and remaining_s > _WORTH_A_WORKER_S * usable_cores():
+            return failures + _run_in_workers(jobs[done:], plan, lambda more, done=done: progress(done + more))
+    return failures
+
+
+def _run_in_workers(jobs: Sequence[Job], plan: _Plan, progress: Callable[[int], None]) -> list[tuple[str, str]]:
+    failures: list[tuple[str, str]] = []
+    with ProcessPoolExecutor(usable_cores(), mp_context=get_context("spawn")) as pool:
+        futures = {pool.submit(_attempt, job, plan): job for job in jobs}
+        try:
+            for done, future in enumerate(as_completed(futures), start=1):
+                _note(failures, futures[future], future.result())
+                progress(done)
+        except BrokenProcessPool as error:
+            unfinished = [job.case.identifier for future, job in futures.items() if not _is_done(job)]
+            raise StageFailedError(
+                f"A preprocessing worker was killed, most likely for want of memory, at one of: "
+                f"{', '.join(unfinished[: 2 * usable_cores()])}.",
+                "Run the command again with fewer workers (taskset or the container's CPU limit), or with more memory; "
+                "finished cases are kept.",
+            ) from error
+    return failures
+
+
+def _note(failures: list[tuple[str, str]], job: Job, reason: str | None) -> None:
+    if reason is not None:
+        failures.append((job.case.identifier, reason))
+
+
+def _attempt(job: Job, plan: _Plan) -> str | None:
+    """None, or why the case could not be preprocessed; running out of disk is no property of the case."""
+    try:
+        preprocess_case(job, plan)
+    except (RuntimeError, ValueError, AssertionError) as error:
+        return str(error).strip() or type(error).__name__
+    return None
+
+
+def preprocess_case(job: Job, plan: _Plan) -> None:
+    """Preprocess one case with nnU-Net's preprocessor and publish its three files, the properties last."""
+    from batchgenerators.utilities.file_and_folder_operations import load_pickle, write_pickle
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    manager = PlansManager(plan.plans)
+    configuration = manager.get_configuration(plan.configuration)
+    staging = job.folder.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{job.folder.name}")
+    staging.mkdir(parents=True, exist_ok=True)
+    try:
+        target = staging / job.case.identifier
+        configuration.preprocessor_class(verbose=False).run_case_save(
+            str(target),
+            [str(path) for path in job.case.images],
+            None if job.case.label is None else str(job.case.label),
+            manager,
+            configuration,
+            plan.dataset_json,
+        )
+        if job.case.label is None:
+            # nnU-Net's loader looks for the key; without locations it takes random patches
+            properties = load_pickle(f"{target}.pkl")
+            labels = manager.get_label_manager(plan.dataset_json)
+            properties["class_locations"] = {(-1, *labels.all_labels): []}
+            write_pickle(properties, f"{target}.pkl")
+        for ending in _ENDINGS:
+            os.replace(f"{target}{ending}", job.folder / f"{job.case.identifier}{ending}")
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _copy_references(project: Project, raw: RawDataset) -> None:
+    """Reference segmentations beside the preprocessed data, where nnU-Net's validation reads them."""
+    folder = project.preprocessed / "gt_segmentations"
+    for case in raw.labelled_cases():
+        target = folder / f"{case.identifier}{raw.file_ending}"
+        if not target.is_file() or target.stat().st_mtime < case.label.stat().st_mtime:
+            write_file(target, lambda path, source=case.label: shutil.copyfile(source, path))

@@ -1,0 +1,227 @@
+"""The two training stages, *pretrain* and *train*: what they depend on, where they write, how they go on."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from diffseg_nnunet import registry
+from diffseg_nnunet.errors import BadInputError
+from diffseg_nnunet.pipeline.device import prepare_device
+from diffseg_nnunet.pipeline.planning import check_fold, ensure_splits
+from diffseg_nnunet.pipeline.preprocessing import preprocessing_inputs, require_preprocessed
+from diffseg_nnunet.pipeline.project import Project
+from diffseg_nnunet.planning.section import diffseg_section, stage_plan
+from diffseg_nnunet.training import checkpoint as checkpoints
+from diffseg_nnunet.training.settings import PretrainingSettings, TrainingSettings
+
+FINAL, LATEST = "checkpoint_final.pth", "checkpoint_latest.pth"
+Fold = int | str
+
+
+def pretrain(project: Project, configuration: str, fold: Fold, device_name: str, **settings: Any) -> Path:
+    """Pretrain the planned network; resumes an interrupted run with the same inputs, skips a finished one.
+
+    Args:
+        fold: its training cases and the unlabelled pool are pretrained on; "all": every case.
+        settings: fields of :class:`PretrainingSettings` other than the plan's.
+
+    Returns:
+        The final checkpoint.
+    """
+    device = prepare_device(device_name)
+    plans = project.plans()
+    stage_plan(plans, configuration, "pretraining")
+    require_preprocessed(project, configuration)
+    chosen = PretrainingSettings.from_plan(diffseg_section(plans), **settings)
+    cases = _cases(project, configuration, fold)
+    inputs = _inputs(project, configuration, cases, chosen)
+    folder = project.model_folder("pretrain", configuration) / f"fold_{fold}"
+    return _run(project, "pretrain", f"pretrain/{configuration}/fold_{fold}", folder, inputs, chosen, device, None)
+
+
+def train(
+    project: Project,
+    configuration: str,
+    fold: Fold,
+    device_name: str,
+    strategy: str = "finetune",
+    pretrained: Path | None = None,
+    save_probabilities: bool = False,
+    **settings: Any,
+) -> Path:
+    """Train one fold and predict its validation cases; resumes an interrupted run, skips a finished one.
+
+    Args:
+        strategy: "finetune" from a pretrained network, or "scratch".
+        pretrained: checkpoint to start from; None: this data set's own of the same fold, else of all cases.
+        save_probabilities: of the validation cases, for ensembling configurations.
+        settings: fields of :class:`TrainingSettings`.
+
+    Returns:
+        The final checkpoint.
+    """
+    device = prepare_device(device_name)
+    stage_plan(project.plans(), configuration, "training")
+    require_preprocessed(project, configuration)
+    cases = _cases(project, configuration, fold)
+    chosen = TrainingSettings(**settings)
+    inputs = _inputs(project, configuration, cases, chosen) | {"strategy": strategy}
+    weights = None
+    if strategy == "finetune":
+        source = pretrained or find_pretrained(project, configuration, fold)
+        inputs["pretrained"] = file_digest(source)
+        weights = source
+    elif pretrained is not None:
+        raise BadInputError("--pretrained does not go with --strategy scratch.", "Leave one of them out.")
+    folder = project.model_folder(strategy, configuration) / f"fold_{fold}"
+    stage = f"train/{strategy}/{configuration}/fold_{fold}"
+    return _run(project, strategy, stage, folder, inputs, chosen, device, weights, save_probabilities)
+
+
+def find_pretrained(project: Project, configuration: str, fold: Fold) -> Path:
+    """The pretrained checkpoint a fold may start from: its own, else the one of all cases, with a word of warning.
+
+    Raises:
+        BadInputError: there is none that left this fold's validation cases unseen.
+    """
+    root = project.model_folder("pretrain", configuration)
+    own = root / f"fold_{fold}" / FINAL
+    if own.is_file():
+        return own
+    shared = root / "fold_all" / FINAL
+    if shared.is_file():
+        project.reporter.warn(
+            f"fold {fold} starts from a network pretrained on all cases: it has seen the images, not the labels, of "
+            "this fold's validation cases, so their scores are no estimate for unseen patients"
+        )
+        return shared
+    others = ", ".join(path.parent.name for path in sorted(root.glob(f"fold_*/{FINAL}"))) or "none"
+    raise BadInputError(
+        f"There is no pretrained network for fold {fold} of {project.name} {configuration} (there: {others}).",
+        f"Run `diffseg pretrain {project.id} -c {configuration} -f {fold}`, give one with --pretrained, or train its "
+        "twin with --strategy scratch.",
+    )
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's content. Raises BadInputError if there is none."""
+    if not path.is_file():
+        raise BadInputError(f"There is no checkpoint {path}.", "Correct the path, or run `diffseg pretrain`.")
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def seen_in_pretraining(checkpoint: Mapping[str, Any], dataset: str, cases: list[str]) -> list[str]:
+    """Those of `cases` of `dataset` that a pretrained checkpoint has seen."""
+    return sorted(set(checkpoint.get("pool", {}).get(dataset, [])) & set(cases))
+
+
+def _cases(project: Project, configuration: str, fold: Fold) -> dict[str, list[str]]:
+    """Training and validation cases of a fold."""
+    labelled = list(project.labelled_preprocessed(configuration))
+    if fold == "all" or not labelled:
+        if fold != "all":
+            raise BadInputError(f"{project.name} has no labels, so it has no folds.", "Use `-f all`.")
+        return {"train": labelled, "val": labelled}
+    check_fold(project, configuration, fold)
+    return ensure_splits(project, configuration)[int(fold)]
+
+
+def _inputs(project: Project, configuration: str, cases: dict, settings: TrainingSettings) -> dict[str, Any]:
+    """What a training depends on: data, plan, cases, settings; not the device, nor the number of workers."""
+    plans = project.plans()
+    section = {k: v for k, v in diffseg_section(plans).items() if k in ("mirroring", "diffusion", "coordinates")}
+    own = {k: v for k, v in project.configuration(configuration).configuration.items() if k != "data_identifier"}
+    return {
+        "data": preprocessing_inputs(project, configuration),
+        "configuration": own,
+        "stages": diffseg_section(plans)["configurations"][configuration],
+        "section": section,
+        "cases": cases,
+        "settings": replace(settings, workers=None).to_json(),
+    }
+
+
+def _run(
+    project: Project,
+    trainer_name: str,
+    stage: str,
+    folder: Path,
+    inputs: dict[str, Any],
+    settings: TrainingSettings,
+    device: Any,
+    weights: Path | None,
+    save_probabilities: bool = False,
+) -> Path:
+    final = folder / FINAL
+    complete = not save_probabilities or any((folder / "validation").glob("*.npz"))
+    if final.is_file() and complete and project.manifest.is_finished(stage, inputs):
+        project.reporter.info(f"{stage}: finished before, unchanged")
+        return final
+    with project.manifest.running(stage, inputs, settings.to_json()) as run, project.log(stage.replace("/", "_")):
+        if run.fresh:
+            _set_aside(project, folder)
+        trainer = _build_trainer(project, trainer_name, inputs, folder, device)
+        trainer.apply(settings)
+        trainer.progress = lambda done, total, news: project.reporter.progress(stage, done, total, news)
+        _start_or_resume(project, trainer, folder, weights)
+        if not final.is_file():
+            trainer.run_training()
+        trainer.perform_actual_validation(save_probabilities)
+        run.outputs.update(_outputs(project, trainer, final, weights))
+    return final
+
+
+def _build_trainer(project: Project, name: str, inputs: dict, folder: Path, device: Any) -> Any:
+    """An nnU-Net trainer of the project's plans; `folder` is the one nnU-Net derives, checked so that both agree."""
+    trainer_class = registry.load("trainers", name)
+    configuration, fold = folder.parent.name.split("__")[2], folder.name.removeprefix("fold_")
+    plans = {**project.plans(), "continue_training": (folder / LATEST).is_file()}
+    trainer = trainer_class(
+        plans, configuration, fold if fold == "all" else int(fold), project.dataset_json(), device=device
+    )
+    assert Path(trainer.output_folder) == folder, (trainer.output_folder, folder)
+    return trainer
+
+
+def _start_or_resume(project: Project, trainer: Any, folder: Path, weights: Path | None) -> None:
+    resume = next((folder / name for name in (FINAL, LATEST) if (folder / name).is_file()), None)
+    trainer.initialize()
+    if resume is not None:
+        # our own file of this workspace, in nnU-Net's checkpoint format
+        trainer.load_checkpoint(str(resume))
+        project.reporter.info(f"going on from {resume.name} at epoch {trainer.current_epoch}/{trainer.num_epochs}")
+    elif weights is not None:
+        content = checkpoints.load_safely(weights)
+        seen = seen_in_pretraining(content, project.name, trainer.do_split()[1])
+        if seen and trainer.fold != "all":
+            project.reporter.warn(
+                f"{weights} was pretrained on the images of {len(seen)} of this fold's validation cases, e.g. {seen[0]}"
+            )
+        count = trainer.start_from(content["network_weights"], str(weights))
+        project.reporter.info(f"starting from {weights} ({count} tensors)")
+
+
+def _set_aside(project: Project, folder: Path) -> None:
+    """Results of other inputs are renamed, not overwritten: they may be hours of work."""
+    if folder.exists() and any(folder.iterdir()):
+        kept = folder.with_name(f"superseded_{folder.name}_{datetime.now():%Y%m%d-%H%M%S}")
+        folder.rename(kept)
+        project.reporter.warn(f"data, plan or settings have changed: the earlier {folder.name} is kept as {kept}")
+    elif folder.exists():
+        shutil.rmtree(folder)
+
+
+def _outputs(project: Project, trainer: Any, final: Path, weights: Path | None) -> dict[str, Any]:
+    outputs: dict[str, Any] = {"checkpoint": str(final.relative_to(project.workspace.results))}
+    if hasattr(trainer, "pool"):
+        outputs["cases_seen"] = dict(trainer.pool.record())
+    if weights is not None:
+        outputs["pretrained"] = str(weights)
+    return outputs

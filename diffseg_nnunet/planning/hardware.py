@@ -1,0 +1,266 @@
+"""What this process may use: cores, memory, shared memory, disk and GPUs, and the memory budget planning fits to.
+
+Containers and schedulers limit a process by control groups (cgroups), which psutil and os.cpu_count() do not see, so
+the cgroup files are read here. A limit may be set on any ancestor of the process's own group: the tightest one counts.
+Importing this module is cheap; torch is imported only by the functions that ask for GPUs.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from diffseg_nnunet.errors import BadInputError
+
+GIB = 2**30
+DEVICES = ("auto", "cpu", "cuda")
+
+# Kept free on a GPU by 'auto': cuDNN workspaces, fragmentation, and what a desktop or a second process takes later.
+GPU_RESERVE_GIB = 1.0
+# Without a GPU the plan shall suit a common one, so that it can be trained elsewhere; it is also nnU-Net's own target.
+BUDGET_WITHOUT_GPU_GIB = 8.0
+SMALLEST_BUDGET_GIB = 1.0
+
+_ROOT = Path("/")
+_CGROUP_MOUNT = Path("sys/fs/cgroup")
+_BF16_FLAGS = ("amx_bf16", "avx512_bf16", "bf16")
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU that torch sees.
+
+    Attributes:
+        index: its number in this process, after CUDA_VISIBLE_DEVICES.
+        name: as the driver reports it.
+        free_gib: memory nobody holds now, GiB.
+        total_gib: all its memory, GiB.
+    """
+
+    index: int
+    name: str
+    free_gib: float
+    total_gib: float
+
+
+@dataclass(frozen=True)
+class MemoryBudget:
+    """The peak memory a training step may take, and where that number comes from.
+
+    Attributes:
+        gib: the budget, GiB.
+        source: one phrase for the user.
+    """
+
+    gib: float
+    source: str
+
+
+def usable_cores(root: Path = _ROOT) -> int:
+    """CPU cores this process may use: the least of cgroup quota (rounded up), affinity and the machine's cores; >= 1.
+
+    Args:
+        root: the folder that holds ``proc`` and ``sys``; anything but ``/`` is for tests.
+    """
+    counts = [os.cpu_count() or 1]
+    if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
+        counts.append(len(os.sched_getaffinity(0)))
+    quota = cgroup_cpu_quota(root)
+    if quota is not None:
+        counts.append(math.ceil(quota))
+    return max(1, min(counts))
+
+
+def memory_limit_gib(root: Path = _ROOT) -> float:
+    """Memory this process may use at most, GiB: the cgroup's limit or the machine's memory, whichever is less."""
+    import psutil
+
+    limits = [limit for limit, _ in _memory_groups(root)]
+    return min([psutil.virtual_memory().total, *limits]) / GIB
+
+
+def available_memory_gib(root: Path = _ROOT) -> float:
+    """Memory still to be had, GiB: the least of what the machine and every limiting cgroup have left."""
+    import psutil
+
+    left = [limit - used for limit, used in _memory_groups(root)]
+    return max(0, min([psutil.virtual_memory().available, *left])) / GIB
+
+
+def shared_memory_gib(folder: Path = Path("/dev/shm")) -> float | None:
+    """Free shared memory, GiB, through which worker processes hand arrays over; None where the system has no such."""
+    return shutil.disk_usage(folder).free / GIB if folder.is_dir() else None
+
+
+def free_disk_gib(path: Path | str) -> float:
+    """Free disk space, GiB, at `path` or, where it does not exist yet, at its nearest existing ancestor."""
+    return shutil.disk_usage(nearest_existing(path)).free / GIB
+
+
+def nearest_existing(path: Path | str) -> Path:
+    """`path` itself, or the closest of its ancestors that exists."""
+    path = Path(path).expanduser().absolute()
+    return next(candidate for candidate in (path, *path.parents) if candidate.exists())
+
+
+def cpu_bf16_instructions(cpuinfo: Path = Path("/proc/cpuinfo")) -> list[str] | None:
+    """Names of this CPU's bfloat16 instructions (empty: none; bf16 would be emulated); None where it cannot be told."""
+    try:
+        text = cpuinfo.read_text()
+    except OSError:
+        return None
+    line = re.search(r"^(?:flags|Features)\s*:(.*)$", text, flags=re.MULTILINE)
+    return [flag for flag in _BF16_FLAGS if flag in line[1].split()] if line else None
+
+
+def visible_gpus() -> list[Gpu]:
+    """The GPUs torch can use, in its order; empty without any.
+
+    Asking for the free memory opens a CUDA context of some hundred MiB on each, which is thereby counted as taken.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        return []
+    gpus = []
+    for index in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(index)
+        gpus.append(Gpu(index, torch.cuda.get_device_name(index), free / GIB, total / GIB))
+    return gpus
+
+
+def no_gpu_reason() -> str | None:
+    """Why torch has no GPU, as a phrase; None if it has one."""
+    import torch
+
+    if torch.cuda.is_available():
+        return None
+    if torch.version.cuda is None and torch.version.hip is None:
+        return f"torch {torch.__version__} is built without CUDA"
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return f"no GPU is visible to torch, and CUDA_VISIBLE_DEVICES is '{visible}'"
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:  # carries the driver's own words: missing, too old
+        return f"no GPU is visible to torch ({str(error).strip().splitlines()[0].split('. ')[0].rstrip('.')})"
+    return "no GPU is visible to torch"
+
+
+def resolve_device(name: str) -> str:
+    """'cpu' or 'cuda' for 'auto', 'cpu' or 'cuda'; 'auto' takes a GPU where there is one.
+
+    Raises:
+        BadInputError: the name is another, or 'cuda' is asked for and torch has no GPU; the message says why.
+    """
+    if name not in DEVICES:
+        raise BadInputError(f"Unknown device '{name}'.", f"Known: {', '.join(DEVICES)}; pass one with --device.")
+    if name == "cpu":
+        return name
+    reason = no_gpu_reason()
+    if reason is None:
+        return "cuda"
+    if name == "auto":
+        return "cpu"
+    raise BadInputError(f"Device 'cuda' cannot be used: {reason}.", "Use --device cpu, or see `diffseg doctor`.")
+
+
+def memory_budget(requested: str | float) -> MemoryBudget:
+    """The peak memory to plan for.
+
+    Args:
+        requested: GiB, as a number or its text, or 'auto': the free memory of the smallest visible GPU less
+            GPU_RESERVE_GIB, rounded down to 0.1 GiB; without a GPU BUDGET_WITHOUT_GPU_GIB.
+
+    Raises:
+        BadInputError: not a number, or less than SMALLEST_BUDGET_GIB; or, with 'auto', the GPU has too little left.
+    """
+    if requested == "auto":
+        return _automatic_budget(visible_gpus())
+    try:
+        gib = float(requested)
+    except (TypeError, ValueError):
+        gib = math.nan
+    if not math.isfinite(gib) or gib < SMALLEST_BUDGET_GIB:
+        raise BadInputError(
+            f"'{requested}' is not a memory budget.",
+            f"Give a number of GiB, at least {SMALLEST_BUDGET_GIB:g}, or 'auto'.",
+        )
+    return MemoryBudget(gib, "requested")
+
+
+def _automatic_budget(gpus: list[Gpu]) -> MemoryBudget:
+    if not gpus:
+        return MemoryBudget(BUDGET_WITHOUT_GPU_GIB, "no GPU is visible: a common GPU's size is assumed")
+    # free memory differs between GPUs of one machine, and any of them may be the one that trains
+    gpu = min(gpus, key=lambda candidate: candidate.free_gib)
+    gib = math.floor((gpu.free_gib - GPU_RESERVE_GIB) * 10) / 10
+    if gib < SMALLEST_BUDGET_GIB:
+        raise BadInputError(
+            f"GPU {gpu.index} ({gpu.name}) has only {gpu.free_gib:.1f} of {gpu.total_gib:.1f} GiB free.",
+            "End what uses it, choose another GPU with CUDA_VISIBLE_DEVICES, or give the budget in GiB.",
+        )
+    smallest = "" if len(gpus) == 1 else f", the smallest of {len(gpus)}"
+    source = f"{gpu.free_gib:.1f} GiB free on GPU {gpu.index} ({gpu.name}{smallest}), {GPU_RESERVE_GIB:g} GiB reserved"
+    return MemoryBudget(gib, source)
+
+
+def cgroup_cpu_quota(root: Path = _ROOT) -> float | None:
+    """The tightest CPU quota, in cores, of this process's cgroup and its ancestors (v2 or v1); None without one."""
+    quotas = []
+    for folder in _cgroup_folders("cpu", root):
+        v2 = (_read(folder / "cpu.max") or "").split()
+        quota, period = v2 if len(v2) == 2 else (_read(folder / f"cpu.cfs_{key}_us") for key in ("quota", "period"))
+        if _is_count(quota) and _is_count(period) and int(quota) > 0 and int(period) > 0:
+            quotas.append(int(quota) / int(period))
+    return min(quotas, default=None)
+
+
+def _memory_groups(root: Path) -> list[tuple[int, int]]:
+    """(limit, used) in bytes of every cgroup above this process that limits its memory."""
+    groups = []
+    for folder in _cgroup_folders("memory", root):
+        for limit_file, used_file, cache_key in (
+            ("memory.max", "memory.current", "inactive_file"),
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        ):
+            limit, used = _read(folder / limit_file), _read(folder / used_file)
+            if _is_count(limit):
+                # cached files count as used, and are given back as soon as memory is asked for
+                cached = re.search(rf"^{cache_key} (\d+)$", _read(folder / "memory.stat") or "", flags=re.MULTILINE)
+                taken = int(used) - int(cached[1] if cached else 0) if _is_count(used) else 0
+                groups.append((int(limit), max(0, taken)))
+    return groups
+
+
+def _cgroup_folders(controller: str, root: Path) -> list[Path]:
+    """The folders of this process's cgroup and all its ancestors that exist, of v2 and of v1's `controller`.
+
+    In a container the path in /proc may be the host's, of which only the mount's top exists: it is always included.
+    """
+    mount = root / _CGROUP_MOUNT
+    folders: dict[Path, None] = {}
+    for line in (_read(root / "proc/self/cgroup") or "0::/").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers and controller not in controllers.split(","):
+            continue
+        tops = (mount / controller, mount / controllers) if controllers else (mount, mount / "unified")
+        own = Path(path.lstrip("/"))
+        for top in tops:
+            folders.update({top / below: None for below in (own, *own.parents)})
+    return [folder for folder in folders if folder.is_dir()]
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return None
+
+
+def _is_count(text: str | None) -> bool:
+    return text is not None and text.isdecimal()

@@ -1,0 +1,56 @@
+"""The ``diffseg`` section of a plans file: what stock nnU-Net ignores and our stages read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from diffseg_nnunet.errors import BadInputError
+
+PLANS_NAME = "DiffSegPlans"
+SECTION = "diffseg"
+UNLABELLED_SUFFIX = "_unlabelled"
+
+
+def diffseg_section(plans: Mapping[str, Any]) -> dict[str, Any]:
+    """The ``diffseg`` section.
+
+    Raises:
+        BadInputError: the plans were made by another planner.
+    """
+    section = plans.get(SECTION)
+    if not isinstance(section, dict):
+        planner = plans.get("experiment_planner_used", "an unknown planner")
+        raise BadInputError(
+            f"The plans '{plans.get('plans_name', '?')}' of {plans.get('dataset_name', '?')} were made by {planner} "
+            f"and have no '{SECTION}' section.",
+            "Make plans with `diffseg plan ID`.",
+        )
+    return section
+
+
+def stage_plan(plans: Mapping[str, Any], configuration: str, stage: str) -> dict[str, Any]:
+    """Patch, batch and memory of one stage ("pretraining" or "training") of a configuration.
+
+    Raises:
+        BadInputError: the plans have no such configuration, or none for this stage; the message lists those there are.
+    """
+    configurations = diffseg_section(plans)["configurations"]
+    if configuration not in configurations:
+        raise BadInputError(
+            f"The plans of {plans['dataset_name']} have no configuration '{configuration}'.",
+            f"There are: {', '.join(configurations)}.",
+        )
+    if stage not in configurations[configuration]:
+        raise BadInputError(
+            f"'{configuration}' has no {stage} stage: besides the image it reads the previous stage's segmentation.",
+            "Train it with `--strategy scratch`.",
+        )
+    return configurations[configuration][stage]
+
+
+def allowed_mirror_axes(plans: Mapping[str, Any], dimensions: int) -> tuple[int, ...]:
+    """The axes of a patch with `dimensions` axes that may be mirrored."""
+    mirroring = diffseg_section(plans)["mirroring"]
+    axes: Sequence[int] = mirroring["allowed_axes_2d" if dimensions == 2 else "allowed_axes"]
+    return tuple(axes)

@@ -1,0 +1,82 @@
+"""Checkpoints: written whole or not at all, read without running code, and refused with a list of what differs."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffseg_nnunet.atomic import write_file
+from diffseg_nnunet.errors import BadInputError
+
+SEGMENTATION_LAYERS = ".seg_layers."
+"""nnU-Net's output layers: their shape follows the classes, so they are never taken over from pretraining."""
+_MAX_LISTED = 8
+
+
+def save(path: Path | str, checkpoint: dict[str, Any]) -> None:
+    """Write a checkpoint atomically."""
+    write_file(path, lambda temporary: torch.save(checkpoint, temporary))
+
+
+def load_safely(path: Path | str) -> dict[str, Any]:
+    """Read a checkpoint of tensors and plain values onto the CPU; nothing in it is executed.
+
+    Raises:
+        BadInputError: the file is missing, is no checkpoint, or holds more than tensors and plain values.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise BadInputError(f"There is no checkpoint {path}.", "Run `diffseg pretrain` first, or correct the path.")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise BadInputError(
+            f"{path} cannot be read as a pretrained checkpoint ({reason}).",
+            "Only checkpoints of `diffseg pretrain` are read here, without running any code in them.",
+        ) from error
+    if not isinstance(checkpoint, dict) or "network_weights" not in checkpoint:
+        raise BadInputError(f"{path} holds no 'network_weights'.", "Give a checkpoint of `diffseg pretrain`.")
+    return checkpoint
+
+
+def differences(network: Mapping[str, Tensor], checkpoint: Mapping[str, Tensor]) -> list[str]:
+    """What keeps `checkpoint` from initialising `network`, output layers aside; one line a tensor."""
+    lines = []
+    for key, tensor in network.items():
+        if SEGMENTATION_LAYERS in key:
+            continue
+        if key not in checkpoint:
+            lines.append(f"{key}: missing in the checkpoint")
+        elif checkpoint[key].shape != tensor.shape:
+            lines.append(f"{key}: {tuple(checkpoint[key].shape)} in the checkpoint, {tuple(tensor.shape)} in the plan")
+    extra = [key for key in checkpoint if key not in network and SEGMENTATION_LAYERS not in key]
+    return lines + [f"{key}: not in the plan's network" for key in extra]
+
+
+def initialise(network: torch.nn.Module, weights: Mapping[str, Tensor], source: str) -> int:
+    """Copy all weights but the output layers into `network`; returns the number of tensors copied.
+
+    Args:
+        source: the checkpoint's name for the message.
+
+    Raises:
+        BadInputError: keys or shapes differ; the message lists them.
+    """
+    own = network.state_dict()
+    lines = differences(own, weights)
+    if lines:
+        listed = "\n  ".join(lines[:_MAX_LISTED])
+        more = f"\n  … and {len(lines) - _MAX_LISTED} more" if len(lines) > _MAX_LISTED else ""
+        raise BadInputError(
+            f"The checkpoint {source} does not fit the plan, {len(lines)} tensors differ:\n  {listed}{more}\n",
+            "Pretrain with this plan (`diffseg pretrain`), or restore the plan the checkpoint was made with.",
+        )
+    taken = {key: tensor for key, tensor in weights.items() if SEGMENTATION_LAYERS not in key}
+    network.load_state_dict({**own, **taken})
+    return len(taken)

@@ -1,0 +1,177 @@
+"""What both trainers share: settings, seeded loaders, atomic checkpoints, CPU precision, progress."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import torch
+from nnunetv2.training.logging.nnunet_logger import MetaLogger
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
+from torch import nn
+from torch._dynamo import OptimizedModule
+
+from diffseg_nnunet.atomic import write_file
+from diffseg_nnunet.planning.hardware import usable_cores
+from diffseg_nnunet.planning.section import diffseg_section
+from diffseg_nnunet.training.precision import autocast, choose_dtype
+from diffseg_nnunet.training.seeding import seed_everything
+from diffseg_nnunet.training.settings import TrainingSettings
+
+from .loaders import SeededLoader, serve
+
+TRAINING_STREAM, VALIDATION_STREAM, PRECISION_STREAM, NOISE_STREAM, VALIDATION_NOISE_STREAM = range(5)
+
+Progress = Callable[[int, int, str], None]
+"""Called with (iterations done, iterations in all, one line of news or "")."""
+
+_SECONDS_BETWEEN_PLOTS = 60.0
+_FEW_CORES = 2
+
+
+class ThrottledPlots:
+    """nnU-Net's logger with its progress plot drawn once a minute: the plot takes seconds, a short epoch may not."""
+
+    def __init__(self, logger: MetaLogger):
+        self._logger = logger
+        self._last = -_SECONDS_BETWEEN_PLOTS
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._logger, name)
+
+    def plot_progress_png(self, output_folder: str, force: bool = False) -> None:
+        if force or monotonic() - self._last >= _SECONDS_BETWEEN_PLOTS:
+            self._logger.plot_progress_png(output_folder)
+            self._last = monotonic()
+
+
+def unwrapped(network: nn.Module) -> nn.Module:
+    """The network itself, without torch.compile's wrapper."""
+    return network._orig_mod if isinstance(network, OptimizedModule) else network
+
+
+class DiffSegTrainerBase(nnUNetTrainer):
+    """An nnU-Net trainer whose length, seed and precision are settings, and whose epochs end in whole checkpoints.
+
+    The signature is nnU-Net's and must stay so. Stock commands train with the default settings; :meth:`apply` sets
+    others before :meth:`initialize`.
+    """
+
+    settings: TrainingSettings
+
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),
+    ):
+        self.diffseg = diffseg_section(plans)
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.logger = ThrottledPlots(self.logger)
+        self.save_every = 1
+        self.progress: Progress | None = None
+        self._autocast_dtype: torch.dtype | None = None
+        self._iteration = 0
+        self.apply(self.default_settings())
+
+    def default_settings(self) -> TrainingSettings:
+        return TrainingSettings()
+
+    def apply(self, settings: TrainingSettings) -> None:
+        """Take over settings; before :meth:`initialize`."""
+        self.settings = settings
+        epochs = settings.epochs
+        self.num_epochs = epochs.epochs
+        self.num_iterations_per_epoch = epochs.iterations_per_epoch
+        self.num_val_iterations_per_epoch = epochs.validation_iterations
+
+    @property
+    def warmup_epochs(self) -> int:
+        return round(self.settings.warmup_share * self.num_epochs)
+
+    @property
+    def final_checkpoint(self) -> Path:
+        return Path(self.output_folder) / "checkpoint_final.pth"
+
+    @property
+    def latest_checkpoint(self) -> Path:
+        return Path(self.output_folder) / "checkpoint_latest.pth"
+
+    def initialize(self) -> None:
+        seed_everything(self.settings.seed)
+        super().initialize()
+
+    # -- data ---------------------------------------------------------------------------------------------------------
+
+    def build_loaders(self) -> tuple[SeededLoader, SeededLoader]:
+        """Loaders of training and validation batches, not started."""
+        raise NotImplementedError
+
+    def worker_count(self) -> int:
+        """Augmentation processes: as set, else nnU-Net's number, none on a small CPU (training needs its cores)."""
+        if self.settings.workers is not None:
+            return self.settings.workers
+        if self.device.type == "cpu" and usable_cores() <= _FEW_CORES:
+            return 0
+        return get_allowed_n_proc_DA()
+
+    def get_dataloaders(self) -> tuple[Any, Any]:
+        training, validation = self.build_loaders()
+        workers, pin = self.worker_count(), self.device.type == "cuda"
+        validation_workers = min(1, workers)
+        seed, epoch = self.settings.seed, self.current_epoch
+        training.start_at(seed, TRAINING_STREAM, epoch * self.num_iterations_per_epoch, workers)
+        validation.start_at(seed, VALIDATION_STREAM, epoch * self.num_val_iterations_per_epoch, validation_workers)
+        return serve(training, workers, pin), serve(validation, validation_workers, pin)
+
+    # -- precision ----------------------------------------------------------------------------------------------------
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        if self.device.type == "cpu":
+            loader, _ = self.build_loaders()
+            sample = next(loader.start_at(self.settings.seed, PRECISION_STREAM, 0, 1))["data"][:2]
+            self._autocast_dtype, reason = choose_dtype(self.settings.precision, self.network, sample)
+            self.print_to_log_file(f"precision: {reason}")
+
+    def cpu_autocast(self) -> Any:
+        """bfloat16 autocast where it was chosen; nothing on CUDA, where nnU-Net's own autocast applies."""
+        return autocast(self.device, self._autocast_dtype)
+
+    # -- life cycle ---------------------------------------------------------------------------------------------------
+
+    def train_step(self, batch: dict) -> dict:
+        result = super().train_step(batch)
+        self._report_iteration()
+        return result
+
+    def _report_iteration(self) -> None:
+        self._iteration += 1
+        if self.progress is not None:
+            self.progress(self._iteration, self.settings.epochs.iterations, "")
+
+    def on_train_epoch_start(self) -> None:
+        self._iteration = self.current_epoch * self.num_iterations_per_epoch
+        super().on_train_epoch_start()
+
+    def on_train_end(self) -> None:
+        super().on_train_end()  # also ends nnU-Net's own kind of workers
+        self.logger.plot_progress_png(self.output_folder, force=True)
+
+    def report_epoch(self, news: str) -> None:
+        """One line about the epoch that has just ended."""
+        if self.progress is not None:
+            self.progress(self._iteration, self.settings.epochs.iterations, news)
+
+    def save_checkpoint(self, filename: str) -> None:
+        write = super().save_checkpoint
+        if self.local_rank == 0 and not self.disable_checkpointing:
+            write_file(filename, lambda temporary: write(str(temporary)))
+
+    def plot_network_architecture(self) -> None:
+        """Nothing: nnU-Net's plot needs a package that no longer installs, and only fills the log."""

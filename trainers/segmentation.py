@@ -1,0 +1,161 @@
+"""nnU-Net's recipe from a pretrained network, and its twin from scratch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
+from torch import Tensor, nn
+
+from diffseg_nnunet.inference.validation import validate_fold
+from diffseg_nnunet.planning.section import allowed_mirror_axes
+from diffseg_nnunet.training.checkpoint import initialise
+from diffseg_nnunet.training.schedules import warmup_poly
+from diffseg_nnunet.training.settings import Strategy, TrainingSettings
+
+from .base import DiffSegTrainerBase, unwrapped
+from .loaders import SeededLoader
+
+INITIAL_LR = {"finetune": 1e-3, "scratch": 1e-2}
+
+
+class WarmupPolyLRScheduler(PolyLRScheduler):
+    """nnU-Net's poly schedule after a linear warm-up, in epochs."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, initial_lr: float, max_steps: int, warmup_steps: int):
+        self.warmup_steps = warmup_steps
+        super().__init__(optimizer, initial_lr, max_steps)
+
+    def step(self, current_step: int | None = None) -> None:
+        if current_step is None or current_step == -1:
+            current_step = self.ctr
+            self.ctr += 1
+        rate = self.initial_lr * warmup_poly(current_step, self.max_steps, self.warmup_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
+
+
+class Float32Loss(nn.Module):
+    """A loss computed in float32 whatever the network was autocast to: Dice sums of bfloat16 lose small structures."""
+
+    def __init__(self, loss: nn.Module):
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, output: Tensor | list[Tensor], target: Tensor | list[Tensor]) -> Tensor:
+        if isinstance(output, (list, tuple)):
+            device, output = output[0].device, [o.float() for o in output]
+        else:
+            device, output = output.device, output.float()
+        with torch.autocast(device.type, enabled=False):
+            return self.loss(output, target)
+
+
+class DiffSegTrainer(DiffSegTrainerBase):
+    """nnU-Net's training of the planned network, fine-tuning unless said otherwise.
+
+    Left and right are not swapped where the plan says so, in training and at test time. The pretrained weights are
+    loaded by ``diffseg train`` (or by ``nnUNetv2_train -pretrained_weights``), not here.
+    """
+
+    strategy: Strategy = "finetune"
+
+    def apply(self, settings: TrainingSettings) -> None:
+        super().apply(settings)
+        self.initial_lr = INITIAL_LR[self.strategy] if settings.initial_lr is None else settings.initial_lr
+
+    def start_from(self, weights: Mapping[str, Tensor], source: str) -> int:
+        """Take over pretrained weights, all but the output layers, after :meth:`initialize`.
+
+        Args:
+            source: the checkpoint's name, for messages.
+
+        Returns:
+            The number of tensors taken over.
+
+        Raises:
+            BadInputError: keys or shapes differ from the plan's; the message lists them.
+        """
+        return initialise(unwrapped(self.network), weights, source)
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, PolyLRScheduler]:
+        optimizer, _ = super().configure_optimizers()
+        return optimizer, WarmupPolyLRScheduler(optimizer, self.initial_lr, self.num_epochs, self.warmup_epochs)
+
+    def _build_loss(self) -> nn.Module:
+        loss = super()._build_loss()
+        return Float32Loss(loss) if self.device.type == "cpu" else loss
+
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, ...]:  # noqa: N802 nnU-Net's name
+        rotation, dummy_2d, initial_patch_size, axes = (
+            super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        )
+        allowed = allowed_mirror_axes(self.plans_manager.plans, len(self.configuration_manager.patch_size))
+        axes = tuple(axis for axis in axes if axis in allowed)
+        self.inference_allowed_mirroring_axes = axes or None
+        return rotation, dummy_2d, initial_patch_size, axes
+
+    def build_loaders(self) -> tuple[SeededLoader, SeededLoader]:
+        if self.dataset_class is None:
+            self.dataset_class = infer_dataset_class(self.preprocessed_dataset_folder)
+        patch_size = self.configuration_manager.patch_size
+        scales = self._get_deep_supervision_scales()
+        rotation, dummy_2d, initial_patch_size, axes = self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        labels = {
+            "is_cascaded": self.is_cascaded,
+            "foreground_labels": self.label_manager.foreground_labels,
+            "regions": self.label_manager.foreground_regions if self.label_manager.has_regions else None,
+            "ignore_label": self.label_manager.ignore_label,
+        }
+        training_transforms = self.get_training_transforms(
+            patch_size, rotation, scales, axes, dummy_2d, self.configuration_manager.use_mask_for_norm, **labels
+        )
+        validation_transforms = self.get_validation_transforms(scales, **labels)
+        training, validation = self.get_tr_and_val_datasets()
+        return (
+            self._loader(training, initial_patch_size, training_transforms),
+            self._loader(validation, patch_size, validation_transforms),
+        )
+
+    def _loader(self, dataset: Any, patch_size: Any, transforms: Any) -> SeededLoader:
+        return SeededLoader(
+            dataset,
+            self.batch_size,
+            patch_size,
+            self.configuration_manager.patch_size,
+            self.label_manager,
+            oversample_foreground_percent=self.oversample_foreground_percent,
+            probabilistic_oversampling=self.probabilistic_oversampling,
+            transforms=transforms,
+        )
+
+    def train_step(self, batch: dict) -> dict:
+        with self.cpu_autocast():
+            return super().train_step(batch)
+
+    def validation_step(self, batch: dict) -> dict:
+        with self.cpu_autocast():
+            return super().validation_step(batch)
+
+    def on_epoch_end(self) -> None:
+        super().on_epoch_end()
+        latest = {key: self.logger.get_value(key, step=-1) for key in ("train_losses", "val_losses", "mean_fg_dice")}
+        self.report_epoch(
+            f"epoch {self.current_epoch}/{self.num_epochs}  training loss {latest['train_losses']:.3f}  "
+            f"validation loss {latest['val_losses']:.3f}  pseudo DSC {np.round(latest['mean_fg_dice'], 3):.3f}"
+        )
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """Predict and score the fold's validation cases, skipping those already predicted by this checkpoint."""
+        validate_fold(self, save_probabilities)
+
+
+class DiffSegTrainerScratch(DiffSegTrainer):
+    """The twin: same plan, length, schedule and seed, random initial weights, nnU-Net's initial rate."""
+
+    strategy: Strategy = "scratch"

@@ -17,6 +17,7 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
+from scipy.spatial.transform import Rotation
 
 from diffseg_nnunet import atomic
 from diffseg_nnunet.errors import BadInputError
@@ -151,7 +152,9 @@ class _Grid:
         self.size = np.clip(np.round(wanted_mm / self.spacing), least, most).astype(int)
         self.direction = np.eye(3)
         if rng.random() < settings.tilt_share:
-            self.direction = _rotation(np.deg2rad(rng.uniform(-1, 1, 3) * settings.tilt_degrees))
+            self.direction = Rotation.from_euler(
+                "xyz", rng.uniform(-1, 1, 3) * settings.tilt_degrees, degrees=True
+            ).as_matrix()
         # the middle of the trunk lies somewhere near the middle of the field of view, and anywhere in the scanner
         self.middle_mm = np.array([*rng.uniform(-6, 6, 2), self.bottom + self.size[2] * self.spacing_z / 2])
         self.scanner_mm = rng.uniform(-200, 200, 3)
@@ -315,15 +318,3 @@ def _texture(rng: np.random.Generator, hu: Array) -> Array:
 
 def _shift(rng: np.random.Generator, settings: PhantomSettings) -> float:
     return float(rng.uniform(-1, 1) * settings.shift_mm)
-
-
-def _rotation(angles: Array) -> Array:
-    """The turns about x, y and z (radians), one after another: an orthonormal 3 x 3 matrix."""
-    matrix = np.eye(3)
-    for axis, angle in enumerate(angles):
-        turn = np.eye(3)
-        first, second = [other for other in range(3) if other != axis]
-        turn[first, first] = turn[second, second] = np.cos(angle)
-        turn[first, second], turn[second, first] = -np.sin(angle), np.sin(angle)
-        matrix = turn @ matrix
-    return matrix

@@ -20,7 +20,13 @@ from diffseg_nnunet.training.settings import Strategy, TrainingSettings
 from .base import DiffSegTrainerBase, unwrapped
 from .loaders import SeededLoader
 
-INITIAL_LR = {"finetune": 1e-3, "scratch": 1e-2}
+INITIAL_LR = {
+    ("sgd", "scratch"): 1e-2,  # nnU-Net
+    ("sgd", "finetune"): 1e-3,  # nnU-Net's own trainers of pretrained networks
+    ("adamw", "scratch"): 2e-3,
+    ("adamw", "finetune"): 2e-3,
+}
+ADAMW_WEIGHT_DECAY = 1e-2
 
 
 class WarmupPolyLRScheduler(PolyLRScheduler):
@@ -67,7 +73,8 @@ class DiffSegTrainer(DiffSegTrainerBase):
 
     def apply(self, settings: TrainingSettings) -> None:
         super().apply(settings)
-        self.initial_lr = INITIAL_LR[self.strategy] if settings.initial_lr is None else settings.initial_lr
+        default = INITIAL_LR[settings.optimizer, self.strategy]
+        self.initial_lr = default if settings.initial_lr is None else settings.initial_lr
 
     def start_from(self, weights: Mapping[str, Tensor], source: str) -> int:
         """Take over pretrained weights, all but the output layers, after :meth:`initialize`.
@@ -85,6 +92,8 @@ class DiffSegTrainer(DiffSegTrainerBase):
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, PolyLRScheduler]:
         optimizer, _ = super().configure_optimizers()
+        if self.settings.optimizer == "adamw":
+            optimizer = torch.optim.AdamW(self.network.parameters(), self.initial_lr, weight_decay=ADAMW_WEIGHT_DECAY)
         return optimizer, WarmupPolyLRScheduler(optimizer, self.initial_lr, self.num_epochs, self.warmup_epochs)
 
     def _build_loss(self) -> nn.Module:

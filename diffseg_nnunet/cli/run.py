@@ -8,6 +8,7 @@ import typer
 
 from diffseg_nnunet.cli.arguments import Configurations, DatasetId, Device, Folds, Strategy, Workspace
 from diffseg_nnunet.cli.console import open_project
+from diffseg_nnunet.cli.pretrain import OPTIMIZERS
 from diffseg_nnunet.cli.train import STRATEGIES
 
 _KEPT = "Not given: as in the data set's last run, else the default."
@@ -23,6 +24,7 @@ def run(
     pretrain_on: Annotated[
         str, typer.Option(help="fold: each fold's own training cases. all: once, on the images of all cases.")
     ] = "fold",
+    optimizer: Annotated[str | None, typer.Option(help=f"Of the training: sgd or adamw. {_KEPT}")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help=f"Seed. {_KEPT}")] = None,
     device: Device = "auto",
     gpu_memory: Annotated[str | None, typer.Option(metavar="auto|GIB", help=f"As in `plan`. {_KEPT}")] = None,
@@ -46,6 +48,8 @@ def run(
         from diffseg_nnunet.pipeline.run import RunRequest
         from diffseg_nnunet.pipeline.run import run as run_stages
 
+        if optimizer is not None:
+            check_choice("--optimizer", optimizer, OPTIMIZERS)
         unlabelled = tuple(unlabeled) if unlabeled else None
         request = RunRequest(
             configurations=tuple(configuration or ()),
@@ -60,7 +64,7 @@ def run(
                 unlabelled=unlabelled,
             ),
             pretraining=given(iterations=pretrain_iterations, seed=seed),
-            training=given(iterations=iterations, seed=seed),
+            training=given(iterations=iterations, seed=seed, optimizer=optimizer),
             device=device,
             predict_test=not no_test,
         )

@@ -9,7 +9,7 @@ import typer
 
 from diffseg_nnunet.cli.arguments import Configuration, DatasetId, Device, Fold, Precision, Seed, Strategy, Workspace
 from diffseg_nnunet.cli.console import open_project
-from diffseg_nnunet.cli.pretrain import InitialRate, Iterations, Workers
+from diffseg_nnunet.cli.pretrain import OPTIMIZERS, InitialRate, Iterations, Optimizer, Workers
 
 STRATEGIES = ("finetune", "scratch")
 
@@ -26,6 +26,7 @@ def train(
         Path | None, typer.Option(help="Checkpoint to start from; else this data set's own.", show_default=False)
     ] = None,
     npz: Annotated[bool, typer.Option("--npz", help="Also store softmax outputs of the validation cases.")] = False,
+    optimizer: Optimizer = "sgd",
     initial_lr: InitialRate = None,
     precision: Precision = "auto",
     workers: Workers = None,
@@ -38,6 +39,7 @@ def train(
         from diffseg_nnunet.pipeline.stages import train as train_stage
 
         check_choice("--strategy", strategy, STRATEGIES)
+        check_choice("--optimizer", optimizer, OPTIMIZERS)
         check_choice("--precision", precision, ("auto", "float32", "bfloat16"))
         checkpoint = train_stage(
             project,
@@ -47,7 +49,14 @@ def train(
             strategy,
             pretrained,
             npz,
-            **given(iterations=iterations, seed=seed, initial_lr=initial_lr, precision=precision, workers=workers),
+            **given(
+                iterations=iterations,
+                seed=seed,
+                optimizer=optimizer,
+                initial_lr=initial_lr,
+                precision=precision,
+                workers=workers,
+            ),
         )
         from diffseg_nnunet.evaluation.report import summary_table
 

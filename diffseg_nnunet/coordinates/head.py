@@ -18,12 +18,13 @@ class CoordinateSettings:
 
     Attributes:
         mode: "auxiliary" (a head on the same network) or "none".
-        weight: of the coordinate loss beside the denoising loss.
+        weight: of the coordinate loss beside the denoising loss. With 0.1 (methods.md) the head hardly learns in short
+            trainings; with 1 it does, and denoising does not suffer (benchmarks/RESULTS.md).
         points_per_patch: voxels drawn from each patch for the pairwise loss.
     """
 
     mode: Literal["auxiliary", "none"] = "auxiliary"
-    weight: float = 0.1
+    weight: float = 1.0
     points_per_patch: int = 192
 
     def to_json(self) -> dict[str, Any]:

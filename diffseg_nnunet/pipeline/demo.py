@@ -20,9 +20,17 @@ from diffseg_nnunet.report.pictures import overlay_png
 from diffseg_nnunet.workspace import Workspace
 
 LABELLED_ID, UNLABELLED_ID = 901, 902
-PLAN = {"gpu_memory": "1", "backbone": "plain", "base_features": 8, "unlabelled": (UNLABELLED_ID,)}
+PLAN = {
+    "gpu_memory": "1",
+    "backbone": "plain",
+    "base_features": 16,
+    "spacing": (10.0, 10.0, 10.0),
+    "unlabelled": (UNLABELLED_ID,),
+}
 """A light plan, so that two CPU cores train it in minutes."""
 PRETRAIN_ITERATIONS, ITERATIONS = 200, 400
+RATE = {"optimizer": "adamw", "initial_lr": 4e-3}
+"""nnU-Net's own optimizer needs thousands of iterations."""
 CONFIGURATION = "3d_fullres"
 
 
@@ -67,8 +75,8 @@ def demo(
         RunRequest(
             configurations=(CONFIGURATION,),
             plan=PLAN,
-            pretraining={"iterations": pretrain_iterations, "seed": seed, "initial_lr": 2e-3},
-            training={"iterations": iterations, "seed": seed, "initial_lr": 1e-2},
+            pretraining={"iterations": pretrain_iterations, "seed": seed, **RATE},
+            training={"iterations": iterations, "seed": seed, **RATE},
             device=device,
         ),
     )

@@ -15,6 +15,7 @@ from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.pipeline.stages import Fold
 
 TEST_PREDICTIONS = "predictions_imagesTs"
+_KEPT_SETTINGS = ("iterations", "seed", "optimizer", "initial_lr", "precision")
 
 
 @dataclass(frozen=True)
@@ -99,15 +100,15 @@ def _train_fold(project: Project, request: RunRequest, configuration: str, fold:
     if strategy == "finetune":
         _pretrain(project, request, configuration, fold if request.pretrain_on == "fold" else "all")
     stage = f"train/{strategy}/{configuration}/fold_{fold}"
-    settings = _kept(project, stage, ("iterations", "seed", "initial_lr"), request.training)
+    settings = _kept(project, stage, _KEPT_SETTINGS, request.training)
     # ensembling configurations reads the softmax outputs of the validation cases
     stages.train(project, configuration, fold, request.device, strategy, save_probabilities=members > 1, **settings)
     return evaluate_validation(project, strategy, configuration, fold)
 
 
 def _pretrain(project: Project, request: RunRequest, configuration: str, fold: Fold) -> None:
-    kept = ("iterations", "seed", "initial_lr")
-    settings = _kept(project, f"pretrain/{configuration}/fold_{fold}", kept, request.pretraining)
+    stage = f"pretrain/{configuration}/fold_{fold}"
+    settings = _kept(project, stage, _KEPT_SETTINGS, request.pretraining)
     stages.pretrain(project, configuration, fold, request.device, **settings)
 
 

@@ -14,6 +14,7 @@ PATCHES_PER_SCAN = 2
 """Patches of one scan in a pretraining batch; pairs let the coordinate loss reach across patches."""
 
 Strategy = Literal["finetune", "scratch"]
+OptimizerName = Literal["sgd", "adamw"]
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,9 @@ class TrainingSettings:
     Attributes:
         iterations: training length; nnU-Net's 250 × 1000 by default.
         seed: of every generator.
-        initial_lr: None takes the strategy's: 1e-3 for fine-tuning (the field's: nnU-Net's own pretrained trainers),
-            1e-2 from scratch (nnU-Net).
+        optimizer: "sgd", nnU-Net's (Nesterov momentum 0.99), or "adamw", which learns much faster when training is
+            short.
+        initial_lr: None takes the optimizer's and the strategy's.
         warmup_share: share of the epochs with linearly rising rate (50 of 1000 in nnU-Net's pretrained trainers).
         precision: of forward passes on the CPU; on CUDA nnU-Net's own autocast is kept.
         workers: augmentation processes; None sizes them to the cgroup's cores.
@@ -32,6 +34,7 @@ class TrainingSettings:
 
     iterations: int = NNUNET_ITERATIONS
     seed: int = 0
+    optimizer: OptimizerName = "sgd"
     initial_lr: float | None = None
     warmup_share: float = 0.05
     precision: Precision = "auto"
@@ -56,6 +59,7 @@ class PretrainingSettings(TrainingSettings):
         diffusion, coordinates: the two tasks.
     """
 
+    optimizer: OptimizerName = "adamw"
     initial_lr: float | None = 1e-3
     weight_decay: float = 1e-2
     ema_decay: float = 0.999

@@ -1,0 +1,61 @@
+"""Writes a section of RESULTS.md: every figure there was printed by a script of this folder."""
+
+from __future__ import annotations
+
+import platform
+import re
+import subprocess
+from collections.abc import Sequence
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+
+from diffseg_nnunet.atomic import write_text
+from diffseg_nnunet.planning.hardware import memory_limit_gib, usable_cores, visible_gpus
+
+RESULTS = Path(__file__).with_name("RESULTS.md")
+HEADER = "# Results\n\nEach section is written by the script it names; run the script to renew it.\n"
+PACKAGES = ("diffseg_nnunet", "nnunetv2", "torch", "numpy")
+
+
+def write_section(name: str, body: str) -> None:
+    """Replace or append the section `name` of RESULTS.md, dated, with hardware and versions."""
+    text = RESULTS.read_text(encoding="utf-8") if RESULTS.is_file() else HEADER
+    section = f"<!-- {name} -->\n{body.strip()}\n\n*{conditions()}*\n<!-- /{name} -->"
+    pattern = re.compile(rf"<!-- {re.escape(name)} -->.*?<!-- /{re.escape(name)} -->", re.DOTALL)
+    if pattern.search(text):
+        text = pattern.sub(lambda _: section, text)
+    else:
+        text = f"{text.rstrip()}\n\n{section}\n"
+    write_text(RESULTS, text)
+
+
+def conditions() -> str:
+    """Date, hardware and versions, one line."""
+    gpus = ", ".join(gpu.name for gpu in visible_gpus()) or "no GPU"
+    versions = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
+    return (
+        f"{date.today().isoformat()}; {usable_cores()} cores ({_processor()}), {memory_limit_gib():.0f} GiB, {gpus}; "
+        f"python {platform.python_version()}, {versions}"
+    )
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def diffseg(*arguments: object) -> None:
+    """Run a diffseg command and let it speak; a failure ends the script."""
+    command = ["diffseg", *(str(argument) for argument in arguments)]
+    print("$", *command, flush=True)
+    subprocess.run(command, check=True)
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())

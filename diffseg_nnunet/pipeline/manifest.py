@@ -35,7 +35,7 @@ _PACKAGES = (
     "batchgeneratorsv2",
     "SimpleITK",
 )
-_RSS_INTERVAL_S = 0.5
+_RSS_INTERVAL_S = 1.0
 
 
 def signature(inputs: Mapping[str, Any]) -> str:
@@ -131,7 +131,7 @@ class Manifest:
 
 
 class _PeakMemory:
-    """Largest resident memory of this process and its children, GiB, sampled by a thread."""
+    """Largest resident memory of this process and its children together, GiB, sampled by a thread."""
 
     def __init__(self) -> None:
         self.peak_gib = 0.0
@@ -155,13 +155,15 @@ class _PeakMemory:
 
 
 def _resident_bytes(process: psutil.Process) -> int:
-    total = process.memory_info().rss
-    for child in process.children(recursive=True):
-        try:
-            total += child.memory_info().rss
-        except psutil.Error:  # it has just ended
-            continue
-    return total
+    return sum(_own_share(each) for each in [process, *process.children(recursive=True)])
+
+
+def _own_share(process: psutil.Process) -> int:
+    """Resident memory with pages shared by several processes counted once: a forked worker shares nearly all of them."""
+    try:
+        return getattr(process.memory_full_info(), "pss", None) or process.memory_info().rss
+    except psutil.Error:  # it has just ended
+        return 0
 
 
 def _now() -> str:

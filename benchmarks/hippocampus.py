@@ -51,10 +51,8 @@ def _timed(arguments: tuple) -> float:
 def _report(options: argparse.Namespace, seconds: dict[str, float], total: float, twin: float) -> str:
     results = options.workspace / "nnUNet_results" / NAME
     rows = []
-    for trainer, label in (
-        ("DiffSegTrainer", "pretrained + fine-tuned"),
-        ("DiffSegTrainerScratch", "from-scratch twin"),
-    ):
+    networks = {"DiffSegTrainer": "pretrained + fine-tuned", "DiffSegTrainerScratch": "from-scratch twin"}
+    for trainer, label in networks.items():
         path = results / f"{trainer}__DiffSegPlans__3d_fullres" / "fold_0" / "validation_report" / "scores.json"
         scores = json.loads(path.read_text())
         overall = scores["overall"]
@@ -67,8 +65,8 @@ def _report(options: argparse.Namespace, seconds: dict[str, float], total: float
         "## Hippocampus (MSD Task04, 200 cases), fold 0, end to end on a CPU\n\n"
         f"Script: `benchmarks/hippocampus.py`, seed {options.seed}. Plain U-Net, 16 base features; pretraining "
         f"{PRETRAINING[1]} iterations on the images of the 160 training cases, training {TRAINING[1]} iterations "
-        "(AdamW); 40 validation cases, predicted with test-time mirroring. One seed: the difference between the rows is "
-        "no evidence for or against pretraining, both rows see all labels.\n\n"
+        "(AdamW); 40 validation cases, predicted with test-time mirroring. One seed, and both rows see all labels: "
+        "their difference is no evidence for or against pretraining.\n\n"
         f"{scores}\n\nFrom the download to the scores: **{total / 60:.1f} minutes** (twin's training apart: "
         f"{twin / 60:.1f} minutes).\n\n{times}"
     )

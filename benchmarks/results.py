@@ -23,11 +23,8 @@ def write_section(name: str, body: str) -> None:
     text = RESULTS.read_text(encoding="utf-8") if RESULTS.is_file() else HEADER
     section = f"<!-- {name} -->\n{body.strip()}\n\n*{conditions()}*\n<!-- /{name} -->"
     pattern = re.compile(rf"<!-- {re.escape(name)} -->.*?<!-- /{re.escape(name)} -->", re.DOTALL)
-    if pattern.search(text):
-        text = pattern.sub(lambda _: section, text)
-    else:
-        text = f"{text.rstrip()}\n\n{section}\n"
-    write_text(RESULTS, text)
+    text, replaced = pattern.subn(lambda _: section, text)
+    write_text(RESULTS, text if replaced else f"{text.rstrip()}\n\n{section}\n")
 
 
 def conditions() -> str:

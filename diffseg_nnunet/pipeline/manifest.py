@@ -159,7 +159,7 @@ def _resident_bytes(process: psutil.Process) -> int:
 
 
 def _own_share(process: psutil.Process) -> int:
-    """Resident memory with pages shared by several processes counted once: a forked worker shares nearly all of them."""
+    """Resident memory with shared pages counted once: a forked worker shares nearly all of its pages."""
     try:
         return getattr(process.memory_full_info(), "pss", None) or process.memory_info().rss
     except psutil.Error:  # it has just ended

@@ -162,7 +162,9 @@ class DiffSegPretrainer(DiffSegTrainerBase):
     # -- steps --------------------------------------------------------------------------------------------------------
 
     def _compute_dtype(self) -> torch.dtype | None:
-        return torch.bfloat16 if self.device.type == "cuda" else self._autocast_dtype
+        if self.device.type == "cuda":
+            return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else None
+        return self._autocast_dtype
 
     def _generator(self, stream: int, index: int) -> torch.Generator:
         generator = torch.Generator(device=self.device)

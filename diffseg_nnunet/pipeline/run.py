@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from diffseg_nnunet.evaluation.folders import Evaluation
@@ -76,12 +76,8 @@ def run(project: Project, request: RunRequest) -> RunResult:
 
 def _plan_request(project: Project, request: RunRequest) -> PlanRequest:
     """What was given on top of what the plan was last made with."""
-    stored = project.manifest.stage("plan").get("settings") or PlanRequest().to_json()
-    return PlanRequest.from_json({**stored, **PlanRequest(**{**_fields(stored), **request.plan}).to_json()})
-
-
-def _fields(stored: Mapping[str, Any]) -> dict[str, Any]:
-    return dict(vars(PlanRequest.from_json(dict(stored))))
+    stored = project.manifest.stage("plan").get("settings")
+    return replace(PlanRequest.from_json(stored) if stored else PlanRequest(), **request.plan)
 
 
 def _default_configurations(plans: Mapping[str, Any]) -> tuple[str, ...]:

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import json
-import re
-import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict
@@ -18,58 +14,14 @@ from numpy.typing import NDArray
 
 from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.evaluation import statistics
+from diffseg_nnunet.evaluation.labels import IGNORE, Labels, check_labels, scored_structures
 from diffseg_nnunet.evaluation.metrics import ABSENT_STRUCTURE_RULES, DEFINITIONS, label_boxes, score_label_maps
 from diffseg_nnunet.evaluation.statistics import CaseFailure, Evaluation, ScoreRow
+from diffseg_nnunet.verification import UnreadableVolumeError, read_volume
 
 FILE_ENDINGS = (".nii.gz", ".nii", ".mha", ".nrrd")
-IGNORE = "ignore"
 GEOMETRY_TOLERANCE = 1e-3
 _NAMES_IN_MESSAGE = 10
-_CHUNK = 2**20
-_LABELS_MEND = (
-    'Give a JSON file such as {"liver": 1, "kidneys": [2, 3]}, {"1": "liver"}, or nnU-Net\'s dataset.json, '
-    "with whole numbers above 0 for every structure."
-)
-
-Labels = Mapping[str, int | Sequence[int]]
-
-
-def read_label_names(path: Path | str) -> dict[str, int | tuple[int, ...]]:
-    """Read the names of labels; a list of values (nnU-Net's regions) is a structure that is their union.
-
-    Args:
-        path: JSON with {"name": value}, {"value": "name"}, or either under "labels" (dataset.json).
-
-    Returns:
-        Name to value, or to values, in the order of the file. Background (0) is left out; nnU-Net's "ignore" is kept,
-        because the comparison must know its value, and is never scored (`scored_structures`).
-
-    Raises:
-        BadInputError: the file cannot be read or has another content.
-    """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BadInputError(f"The labels cannot be read from {path}: {error}.", _LABELS_MEND) from error
-    nested = content.get("labels") if isinstance(content, dict) else None
-    labels = nested if isinstance(nested, dict) else content
-    if not isinstance(labels, dict):
-        raise BadInputError(f"{path} has no labels.", _LABELS_MEND)
-    by_value = bool(labels) and all(key.isdecimal() and isinstance(name, str) for key, name in labels.items())
-    names: dict[str, int | tuple[int, ...]] = {}
-    for name, value in ((name, int(key)) for key, name in labels.items()) if by_value else labels.items():
-        if name in names:
-            raise BadInputError(f"'{name}' stands for more than one label in {path}.", _LABELS_MEND)
-        if value != 0 or isinstance(value, bool):
-            names[name] = tuple(value) if isinstance(value, list) else value
-    _check_labels(names, str(path))
-    return names
-
-
-def scored_structures(labels: Labels) -> dict[str, tuple[int, ...]]:
-    """Name to label values of the structures to score: all but background (0) and "ignore"."""
-    structures = {name: (value,) if isinstance(value, int) else tuple(value) for name, value in labels.items()}
-    return {name: values for name, values in structures.items() if values != (0,) and name != IGNORE}
 
 
 def evaluate_folders(
@@ -103,7 +55,7 @@ def evaluate_folders(
         BadInputError: a folder is missing or empty, cases are missing on one side, no structure is named, or a setting
             is out of range.
     """
-    _check_labels(labels, "the labels")
+    check_labels(labels, "the labels")
     if not tolerance_mm >= 0:
         raise BadInputError(f"The tolerance {tolerance_mm} mm is below 0.", "Give 0 mm or more.")
     if workers < 1:
@@ -135,21 +87,6 @@ def _settings(labels: Labels, tolerance_mm: float, seed: int) -> dict[str, Any]:
             "seed": seed,
         },
     }
-
-
-def _check_labels(labels: Labels, where: str) -> None:
-    for name, value in labels.items():
-        values = [value] if isinstance(value, int) else value
-        is_list = isinstance(values, (list, tuple)) and len(values) > 0
-        if not is_list or any(isinstance(v, bool) or not isinstance(v, int) or v < 0 for v in values):
-            raise BadInputError(f"'{name}' has no valid label value in {where}: {value!r}.", _LABELS_MEND)
-        if len(values) > 1 and 0 in values:
-            raise BadInputError(f"The region '{name}' in {where} contains the background (0).", _LABELS_MEND)
-    ignore = labels.get(IGNORE, 1)
-    if not isinstance(ignore, int) or ignore < 1:
-        raise BadInputError(f"'{IGNORE}' must be one value above 0 in {where}, not {ignore!r}.", _LABELS_MEND)
-    if not scored_structures(labels):
-        raise BadInputError(f"There is no structure to score in {where}.", _LABELS_MEND)
 
 
 def _files(folder: Path) -> dict[str, Path]:
@@ -234,29 +171,12 @@ def _score_case(
 
 def _read(path: Path) -> SimpleITK.Image:
     try:
-        image = SimpleITK.ReadImage(str(path))
-    except RuntimeError as error:
-        # SimpleITK's message starts with places in its own source files and names the machine's folders.
-        reason = re.sub(r"\w+\(0x\w+\): ", "", str(error).replace(str(path), path.name)).split("ERROR: ")[-1]
-        raise BadInputError(f"{path.name} cannot be read: {' '.join(reason.split())}.", "Write it again.") from error
+        image = read_volume(path)
+    except UnreadableVolumeError as error:
+        raise BadInputError(f"{path.name} cannot be read: {error.reason}.", "Write it again.") from error
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
         raise BadInputError(f"{path.name} is not a 3D label map with one value a voxel.", "Write one label map a file.")
-    if path.name.lower().endswith((".nii", ".nii.gz")):
-        _check_whole(image, path)
     return image
-
-
-def _check_whole(image: SimpleITK.Image, path: Path) -> None:
-    """Refuse a NIfTI file that was cut off: SimpleITK 2.5 fills what is missing with zeros and reports success."""
-    n_bytes = image.GetNumberOfPixels() * int(image.GetMetaData("bitpix")) // 8
-    expected = int(float(image.GetMetaData("vox_offset"))) + n_bytes
-    try:
-        with (gzip.open if path.suffix.lower() == ".gz" else open)(path, "rb") as stream:
-            found = sum(len(chunk) for chunk in iter(lambda: stream.read(_CHUNK), b""))
-    except (EOFError, OSError, zlib.error) as error:
-        raise BadInputError(f"{path.name} is damaged: {error}.", "Write it again.") from error
-    if found < expected:
-        raise BadInputError(f"{path.name} is cut off: {found} of {expected} bytes.", "Write it again.")
 
 
 def _check_geometry(reference: SimpleITK.Image, prediction: SimpleITK.Image, name: str) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 import SimpleITK as sitk
 
 from diffseg_nnunet import registry
-from diffseg_nnunet.evaluation.folders import Evaluation, read_label_names
+from diffseg_nnunet.evaluation.folders import Evaluation
+from diffseg_nnunet.evaluation.labels import read_label_names
 from diffseg_nnunet.phantom import write_phantom
 from diffseg_nnunet.pipeline import prediction
 from diffseg_nnunet.pipeline.evaluating import evaluate

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffseg_nnunet.evaluation.folders import Evaluation, evaluate_folders, read_label_names
+from diffseg_nnunet.evaluation.folders import Evaluation, evaluate_folders
+from diffseg_nnunet.evaluation.labels import read_label_names
 from diffseg_nnunet.evaluation.report import write_report
 from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.planning.hardware import usable_cores

@@ -14,7 +14,7 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from diffseg_nnunet.atomic import write_file
-from diffseg_nnunet.evaluation.folders import Labels, scored_structures
+from diffseg_nnunet.evaluation.labels import Labels, scored_structures
 
 CT_WINDOW_HU = (-160.0, 240.0)
 # Nothing but Hounsfield units goes this low: air is -1000, and intensities of other modalities start at 0 or, once

@@ -16,7 +16,8 @@ import SimpleITK
 from rich.console import Console
 
 from diffseg_nnunet.errors import BadInputError
-from diffseg_nnunet.evaluation.folders import Evaluation, evaluate_folders, read_label_names, scored_structures
+from diffseg_nnunet.evaluation.folders import Evaluation, evaluate_folders
+from diffseg_nnunet.evaluation.labels import read_label_names, scored_structures
 from diffseg_nnunet.evaluation.metrics import ABSENT_STRUCTURE_RULES
 from diffseg_nnunet.evaluation.report import summary_table, write_report
 
@@ -148,9 +149,9 @@ def damaged(folder: Path, how: str) -> None:
     ("how", "reason"),
     [
         ("unreadable", "b.nii.gz cannot be read"),
-        ("cut", "b.nii.gz is damaged"),
-        ("cut before compression", "b.nii.gz is cut off: 4959 of 4960 bytes"),
-        ("cut uncompressed", "b.nii is cut off: 4860 of 4960 bytes"),
+        ("cut", "b.nii.gz cannot be read: it is truncated"),
+        ("cut before compression", "b.nii.gz cannot be read: it is truncated, 1 of 4608 bytes"),
+        ("cut uncompressed", "b.nii cannot be read: it is truncated, 100 of 4608 bytes"),
         ("size", r"size \(24, 16, 11\), its reference \(24, 16, 12\)"),
         ("spacing", r"spacing \(0.5, 1, 3.01\)"),
         ("origin", r"origin \(0.5, 0.5, 0.5\)"),

@@ -16,7 +16,7 @@ from time import monotonic
 from results import diffseg, table, write_section
 
 DATASET, NAME = 4, "Dataset004_Hippocampus"
-PRETRAINING = ("--iterations", 300)
+PRETRAINING = ("--iterations", 300, "--initial-lr", 4e-3)
 TRAINING = ("--iterations", 500, "--optimizer", "adamw")
 
 

@@ -64,8 +64,9 @@ class GaussianDiffusion:
         return torch.randint(0, self.settings.timesteps, (count,), generator=generator, device=generator.device)
 
     def add_noise(self, clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """x_t of shape (B, C, ...) from x_0 and noise of that shape and time steps of shape (B,)."""
-        return self._scheduler.add_noise(clean, noise, t)
+        """x_t of shape (B, C, ...), float32, from x_0 and noise of that shape and time steps of shape (B,)."""
+        # always float32: MONAI casts its schedule to the image's type, and keeps what was rounded for all later calls
+        return self._scheduler.add_noise(clean.float(), noise.float(), t)
 
     def target(self, clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """What the network has to predict, same shape as `clean`."""
@@ -73,7 +74,7 @@ class GaussianDiffusion:
             return noise
         if self.settings.prediction == "sample":
             return clean
-        return self._scheduler.get_velocity(clean, noise, t)
+        return self._scheduler.get_velocity(clean.float(), noise.float(), t)
 
     def signal_left(self, t: Tensor) -> Tensor:
         """ᾱ_t on the device of `t`, shape (B,): the weight of what can still be told from a noised image."""

@@ -26,7 +26,7 @@ def main() -> None:
     write_section(
         "folding",
         "## Folding\n\nScript: `benchmarks/folding.py`. Largest difference between the network conditioned on time "
-        f"step t (t = {', '.join(map(str, TIMESTEPS))}; random weights of the conditioning, of order one) and the folded "
+        f"step t (t = {', '.join(map(str, TIMESTEPS))}; random conditioning, of order one) and the folded "
         "stock network, as a share of the output's range, float32. Required: at most 1e-4.\n\n"
         + table(("U-Net", "", "max difference / range"), rows),
     )

@@ -16,8 +16,8 @@ from time import monotonic
 from results import diffseg, table, write_section
 
 DATASET, NAME = 4, "Dataset004_Hippocampus"
-PRETRAINING = ("--iterations", 300, "--initial-lr", 4e-3)
-TRAINING = ("--iterations", 500, "--optimizer", "adamw")
+PRETRAINING = ("--iterations", 200, "--initial-lr", 4e-3)
+TRAINING = ("--iterations", 400, "--optimizer", "adamw")
 
 
 def main() -> None:

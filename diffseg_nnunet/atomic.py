@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 TEMPORARY_PREFIX = ".partial-"
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+_LEFTOVER = re.compile(re.escape(TEMPORARY_PREFIX) + r"(\d+)-(.+)")
+_PROBE_BYTES = 2**20
 
 
 def _flush_to_disk(path: Path) -> None:
@@ -26,18 +33,65 @@ def temporary_sibling(path: Path) -> Path:
     return path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{path.name}")
 
 
+def remove_leftovers(folder: Path, target: str | None = None) -> None:
+    """Remove what killed processes left unfinished in `folder`: of one target's name, or of all.
+
+    What belongs to a living process of this machine stays.
+    """
+    from psutil import pid_exists
+
+    for path in list(folder.iterdir()) if folder.is_dir() else ():
+        match = _LEFTOVER.fullmatch(path.name)
+        if match is None or target not in (None, match[2]) or pid_exists(int(match[1])):
+            continue
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def disk_is_full(folder: Path) -> bool:
+    """True if not one MiB can be written to `folder`; quotas count, which asking for the free space overlooks."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(bytes(_PROBE_BYTES))
+            probe.flush()
+            os.fsync(probe.fileno())
+    except OSError as error:
+        return error.errno in DISK_FULL
+    return False
+
+
+@contextmanager
+def full_disk_named(path: Path) -> Iterator[None]:
+    """Where the block fails to write `path` for want of space, raise the OSError that says so.
+
+    torch raises a RuntimeError then, SimpleITK none or one of its own, and Python's OSError lacks the file's name.
+    """
+    try:
+        yield
+    except Exception as error:
+        known = isinstance(error, OSError) and error.errno in DISK_FULL
+        if known or (path.parent.is_dir() and disk_is_full(path.parent)):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        raise
+
+
 def write_file(path: Path | str, write: Callable[[Path], Any]) -> None:
     """Publish `path` by one rename after `write(temporary_path)` has succeeded and its bytes are on the disk.
 
-    Whatever `write` raises is raised on, and nothing is left behind.
+    Whatever `write` raises is raised on, a full disk as an OSError (ENOSPC), and nothing is left behind; what a killed
+    process left of the same file is removed.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(path.parent, path.name)
     temporary = temporary_sibling(path)
     try:
-        write(temporary)
-        _flush_to_disk(temporary)
-        os.replace(temporary, path)
+        with full_disk_named(path):
+            write(temporary)
+            _flush_to_disk(temporary)
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -56,6 +110,8 @@ def write_json(path: Path | str, content: Any) -> None:
 def new_folder(path: Path | str) -> Iterator[Path]:
     """Yield a temporary folder that becomes `path` if the block succeeds, and vanishes if it does not.
 
+    What a killed process left of the same folder is removed.
+
     Raises:
         FileExistsError: `path` exists already; it is never overwritten.
     """
@@ -63,10 +119,11 @@ def new_folder(path: Path | str) -> Iterator[Path]:
     if path.exists():
         raise FileExistsError(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(path.parent, path.name)
     temporary = temporary_sibling(path)
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
     try:
+        temporary.mkdir()
         yield temporary
         os.rename(temporary, path)
     finally:

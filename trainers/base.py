@@ -11,17 +11,18 @@ import torch
 from nnunetv2.training.logging.nnunet_logger import MetaLogger
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
-from torch import nn
+from torch import distributed, nn
 from torch._dynamo import OptimizedModule
 
 from diffseg_nnunet.atomic import write_file
+from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.planning.hardware import usable_cores
 from diffseg_nnunet.planning.section import diffseg_section
 from diffseg_nnunet.training.precision import autocast, choose_dtype
 from diffseg_nnunet.training.seeding import seed_everything
 from diffseg_nnunet.training.settings import TrainingSettings
 
-from .loaders import SeededLoader, serve
+from .loaders import SeededLoader, serve, shut_down
 
 TRAINING_STREAM, VALIDATION_STREAM, PRECISION_STREAM, NOISE_STREAM, VALIDATION_NOISE_STREAM = range(5)
 
@@ -71,6 +72,11 @@ class DiffSegTrainerBase(nnUNetTrainer):
         device: torch.device = torch.device("cuda"),
     ):
         self.diffseg = diffseg_section(plans)
+        if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+            raise BadInputError(
+                f"{type(self).__name__} does not train on several GPUs yet.",
+                "Leave -num_gpus out, one fold on each GPU.",
+            )
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.logger = ThrottledPlots(self.logger)
         self.save_every = 1
@@ -160,7 +166,9 @@ class DiffSegTrainerBase(nnUNetTrainer):
         super().on_train_epoch_start()
 
     def on_train_end(self) -> None:
-        super().on_train_end()  # also ends nnU-Net's own kind of workers
+        shut_down(self.dataloader_train)
+        shut_down(self.dataloader_val)
+        super().on_train_end()
         self.logger.plot_progress_png(self.output_folder, force=True)
 
     def report_epoch(self, news: str) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from queue import Empty
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ from batchgenerators.dataloading.multi_threaded_augmenter import MultiThreadedAu
 from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 
+from diffseg_nnunet.lifetime import end_with_parent
 from diffseg_nnunet.training.seeding import random_stream
 from diffseg_nnunet.training.settings import PATCHES_PER_SCAN
 
@@ -29,12 +32,30 @@ class SeededLoader(nnUNetDataLoader):
         self._served = 0
         return self
 
+    def set_thread_id(self, thread_id: int) -> None:
+        """Called in each worker process before its first batch."""
+        super().set_thread_id(thread_id)
+        end_with_parent()
+        # a forked process has inherited the pool of its parent, but not the threads: it would wait for them for ever
+        torch.set_num_threads(1)
+
     def generate_train_batch(self) -> dict[str, Any]:
         # the augmenter asks its workers in turn, so worker w serves batches w, w + workers, …
         index = self._first + self._served * self._workers + self.thread_id
         self._served += 1
-        with random_stream(*self._stream, index):
+        # also in this process one thread, as in a worker: sums over several are rounded otherwise
+        with _one_thread(), random_stream(*self._stream, index):
             return super().generate_train_batch()
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class PatchPairLoader(SeededLoader):
@@ -52,6 +73,7 @@ class PatchPairLoader(SeededLoader):
 
     def __init__(self, *args: Any, matrices: Mapping[str, np.ndarray] | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        self.has_ignore = False  # no label is read, so annotated voxels are no better than others
         self._matrices = matrices
         self._boxes: list[tuple[np.ndarray, np.ndarray]] = []
 
@@ -103,6 +125,12 @@ def serve(loader: SeededLoader, workers: int, pin_memory: bool) -> MultiThreaded
 
 
 def shut_down(served: MultiThreadedAugmenter | SingleThreadedAugmenter | None) -> None:
-    """End the worker processes of :func:`serve`."""
-    if isinstance(served, MultiThreadedAugmenter):
-        served._finish()
+    """End the worker processes of :func:`serve`; nothing where they have ended."""
+    if not isinstance(served, MultiThreadedAugmenter) or not served.was_initialized:
+        return
+    # the thread that unpacks batches fails, with a traceback, if a worker ends meanwhile: let it run dry first
+    served.pause_event.set()
+    with suppress(Empty):
+        while True:
+            served.pin_memory_queue.get(timeout=10 * served.wait_time)
+    served._finish()

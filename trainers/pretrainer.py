@@ -126,8 +126,9 @@ class DiffSegPretrainer(DiffSegTrainerBase):
         return pool, PooledDataset([PoolMember(name, own, tuple(validation))])
 
     def build_loaders(self) -> tuple[SeededLoader, SeededLoader]:
-        self.pool, watched = self.pools()
-        return self._loader(self.pool), self._loader(watched)
+        pool, watched = self.pools()
+        self.pool_record = dict(pool.record())
+        return self._loader(pool), self._loader(watched)
 
     def _loader(self, dataset: PooledDataset) -> PatchPairLoader:
         coordinates = self.settings.coordinates.mode != "none"
@@ -270,7 +271,7 @@ class DiffSegPretrainer(DiffSegTrainerBase):
             "current_epoch": self.current_epoch,
             "history": self.history.rows,
             "settings": self.settings.to_json(),
-            "pool": dict(self.pool.record()),
+            "pool": self.pool_record,
             "trainer_name": type(self).__name__,
             "plans": self.plans_manager.plans,
             "configuration": self.configuration_name,
@@ -290,6 +291,7 @@ class DiffSegPretrainer(DiffSegTrainerBase):
         self.ema.load_state_dict(content["ema_state"])
         self.optimizer.load_state_dict(content["optimizer_state"])
         self.current_epoch = content["current_epoch"]
+        self.pool_record = content["pool"]
         self.history = History(content["history"])
 
 

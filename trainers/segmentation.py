@@ -62,6 +62,15 @@ class Float32Loss(nn.Module):
             return self.loss(output, target)
 
 
+def _stop_timing(transform: Any) -> None:
+    """Keep transforms from timing two algorithms and taking the faster: the results differ by rounding."""
+    if hasattr(transform, "benchmark"):
+        transform.benchmark = False
+    for inner in (*getattr(transform, "transforms", ()), getattr(transform, "transform", None)):
+        if inner is not None:
+            _stop_timing(inner)
+
+
 class DiffSegTrainer(DiffSegTrainerBase):
     """nnU-Net's training of the planned network, fine-tuning unless said otherwise.
 
@@ -124,6 +133,7 @@ class DiffSegTrainer(DiffSegTrainerBase):
         training_transforms = self.get_training_transforms(
             patch_size, rotation, scales, axes, dummy_2d, self.configuration_manager.use_mask_for_norm, **labels
         )
+        _stop_timing(training_transforms)
         validation_transforms = self.get_validation_transforms(scales, **labels)
         training, validation = self.get_tr_and_val_datasets()
         return (

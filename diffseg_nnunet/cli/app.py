@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 import traceback
 from typing import Annotated
@@ -10,6 +11,7 @@ from typing import Annotated
 import typer
 
 from diffseg_nnunet import __version__
+from diffseg_nnunet.atomic import DISK_FULL
 from diffseg_nnunet.cli import (
     convert,
     demo,
@@ -30,6 +32,8 @@ from diffseg_nnunet.cli.arguments import expand_lists
 from diffseg_nnunet.errors import EXIT_BAD_INPUT, EXIT_FAILURE, EXIT_OK, DiffSegError
 
 DEBUG = "--debug"
+_INTERRUPTED = 130
+_PLACE_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG)
 
 app = typer.Typer(
     name="diffseg",
@@ -80,26 +84,40 @@ def run(arguments: list[str]) -> int:
     try:
         app(arguments)
     except SystemExit as finished:
+        if finished.code == _INTERRUPTED:  # typer's answer to Ctrl-C
+            _complain("Interrupted.", "Run the same command again to go on.")
         return finished.code if isinstance(finished.code, int) else EXIT_OK if finished.code is None else EXIT_FAILURE
-    except KeyboardInterrupt:
-        _complain("Interrupted.", "Run the same command again to go on.")
-        return 130
     except DiffSegError as error:
         _complain(error.message, error.mend)
         if debug:
             traceback.print_exc()
         return error.exit_code
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        explained = _explain(error)
+        if explained is None:
             return _fail(error, debug)
-        _complain(
-            f"The disk is full: {error.filename or 'a file'} could not be written.",
-            "Free some space, or choose another --workspace; run the same command again to go on.",
-        )
+        _complain(*explained)
+        if debug:
+            traceback.print_exc()
         return EXIT_BAD_INPUT
     except Exception as error:
         return _fail(error, debug)
     return EXIT_OK
+
+
+def _explain(error: OSError) -> tuple[str, str] | None:
+    """Message and mend of an error of the system that the user can mend, else None."""
+    if error.errno in DISK_FULL:
+        return (
+            f"The disk is full: {error.filename or 'a file'} could not be written.",
+            "Free some space, or choose another --workspace; run the same command again to go on.",
+        )
+    if error.errno in _PLACE_ERRORS and error.filename is not None:
+        return (
+            f"{os.fsdecode(error.filename)} cannot be used: {error.strerror}.",
+            "Check the path and its permissions, or choose another.",
+        )
+    return None
 
 
 def _fail(error: Exception, debug: bool) -> int:

@@ -30,19 +30,30 @@ Seed = Annotated[int, typer.Option(min=0, help="Seed of every random generator."
 Precision = Annotated[str, typer.Option(help="On the CPU: auto, float32 or bfloat16.")]
 Strategy = Annotated[str, typer.Option(help="finetune (from a pretrained network) or scratch (its twin).")]
 
-_LISTS = {"plan": ("--unlabeled",), "preprocess": ("-c", "--configuration"), "run": ("-c", "-f")}
+_CONFIGURATIONS, _FOLDS = ("-c", "--configuration"), ("-f", "--fold")
+_LISTS = {
+    "plan": ("--unlabeled",),
+    "preprocess": _CONFIGURATIONS,
+    "run": ("--unlabeled", *_CONFIGURATIONS, *_FOLDS),
+    "predict": (*_CONFIGURATIONS, *_FOLDS),
+    "export": _FOLDS,
+}
+_WITHOUT_POSITIONAL = ("predict",)
 
 
 def expand_lists(arguments: list[str]) -> list[str]:
     """Let ``--unlabeled 7 8`` stand for ``--unlabeled 7 --unlabeled 8``, after the positional argument.
 
-    Click's options take a fixed number of values; users of argparse's tools expect lists.
+    Click's options take a fixed number of values; users of argparse's tools, nnU-Net's among them, expect lists.
     """
-    if not arguments or arguments[0] not in _LISTS or len(arguments) < 2 or arguments[1].startswith("-"):
+    if not arguments or arguments[0] not in _LISTS:
         return arguments
-    expanded: list[str] = arguments[:2]
+    first = 1 if arguments[0] in _WITHOUT_POSITIONAL else 2
+    if len(arguments) < first or (first == 2 and arguments[1].startswith("-")):
+        return arguments
+    expanded: list[str] = arguments[:first]
     current, values = None, 0
-    for argument in arguments[2:]:
+    for argument in arguments[first:]:
         if argument.startswith("-") and not argument.lstrip("-").replace(".", "").isdigit():
             current, values = (argument, 0) if argument in _LISTS[arguments[0]] else (None, 0)
         elif current is not None:

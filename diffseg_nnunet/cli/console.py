@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,12 +17,15 @@ if TYPE_CHECKING:
     from diffseg_nnunet.pipeline.project import Project
 
 
+_WIDTH_OF_LOGS = 120
+
+
 class ConsoleReporter:
     """Prints news as lines, and a progress bar where there is a terminal."""
 
     def __init__(self) -> None:
         # bound to the stream of now: nnU-Net's prints are redirected to a log while a stage runs
-        self.console = Console(file=sys.stdout, soft_wrap=True, highlight=False)
+        self.console = Console(file=sys.stdout, soft_wrap=True, highlight=False, width=_width())
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -59,12 +63,19 @@ class ConsoleReporter:
             yield self
 
 
+def _width() -> int | None:
+    """rich finds a terminal's width; in a file or a pipe it would squeeze tables into 80 columns."""
+    return None if sys.stdout.isatty() or "COLUMNS" in os.environ else _WIDTH_OF_LOGS
+
+
 @contextmanager
 def open_project(workspace: Path | None, dataset_id: int) -> Iterator[Project]:
     """The data set in its workspace, with nnU-Net's variables set and progress shown."""
     from diffseg_nnunet.workspace import Workspace
 
-    active = Workspace.locate(workspace).activate()
+    location = Workspace.locate(workspace)
+    location.dataset_name(dataset_id)  # a mistyped --workspace must not leave folders behind
+    active = location.activate()
     from diffseg_nnunet.pipeline.project import Project
 
     with ConsoleReporter().live() as reporter:

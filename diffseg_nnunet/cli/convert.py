@@ -58,7 +58,7 @@ def folder(
 
 def _execute(plan: Any, dataset_id: int, copy: bool, workspace: Path | None) -> None:
     from diffseg_nnunet.cli.console import ConsoleReporter
-    from diffseg_nnunet.planning.hardware import usable_cores
+    from diffseg_nnunet.planning.hardware import worker_count
     from diffseg_nnunet.workspace import Workspace as Location
 
     active: Location = Location.locate(workspace)
@@ -67,7 +67,7 @@ def _execute(plan: Any, dataset_id: int, copy: bool, workspace: Path | None) -> 
             dataset_id=dataset_id,
             workspace=active,
             copy=copy,
-            workers=usable_cores(),
+            workers=worker_count(),
             progress=lambda done, total: reporter.progress("convert", done, total),
         )
         counts = ", ".join(f"{count} {role}" for role, count in report.cases.items() if count)

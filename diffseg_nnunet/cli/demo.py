@@ -22,10 +22,12 @@ def demo(
     The workspace of the demo is ./diffseg_demo unless --workspace says otherwise.
     """
     from diffseg_nnunet.cli.console import ConsoleReporter
+    from diffseg_nnunet.workspace import NNUNET_VARIABLES
     from diffseg_nnunet.workspace import Workspace as Location
 
     folder = (workspace or Path("diffseg_demo")).resolve()
-    active = Location.locate(folder).activate()
+    # a workspace of its own, whatever nnU-Net variables are exported: the demo must not touch anybody's data
+    active = Location(*(folder / variable for variable in NNUNET_VARIABLES)).activate()
     from diffseg_nnunet.evaluation.report import summary_table
     from diffseg_nnunet.pipeline.demo import demo as run_demo
 

@@ -27,6 +27,9 @@ Optimizer = Annotated[
     str, typer.Option(help="sgd (nnU-Net's) or adamw, which learns much faster when training is short.")
 ]
 OPTIMIZERS = ("sgd", "adamw")
+Resume = Annotated[
+    bool, typer.Option("--resume/--no-resume", help="Go on where it was interrupted, or set earlier results aside.")
+]
 Workers = Annotated[int | None, typer.Option(min=0, help="Augmentation processes.", show_default=False)]
 
 
@@ -40,6 +43,7 @@ def pretrain(
     initial_lr: InitialRate = None,
     precision: Precision = "auto",
     workers: Workers = None,
+    resume: Resume = True,
     workspace: Workspace = None,
 ) -> None:
     """Train the planned network to denoise and to tell where in the body it looks, without labels. Resumes."""
@@ -54,6 +58,7 @@ def pretrain(
             configuration,
             parse_fold(chosen),
             device,
+            resume=resume,
             **given(iterations=iterations, seed=seed, initial_lr=initial_lr, precision=precision, workers=workers),
         )
         project.reporter.info(f"pretrained network, in stock nnU-Net's format: {checkpoint}")

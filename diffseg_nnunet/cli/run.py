@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from diffseg_nnunet.cli.arguments import Configurations, DatasetId, Device, Folds, Strategy, Workspace
+from diffseg_nnunet.cli.arguments import Configurations, DatasetId, Device, Folds, Workspace
 from diffseg_nnunet.cli.console import open_project
 from diffseg_nnunet.cli.pretrain import OPTIMIZERS
 from diffseg_nnunet.cli.train import STRATEGIES
@@ -18,12 +18,13 @@ def run(
     dataset_id: DatasetId,
     configuration: Configurations = None,
     fold: Folds = None,
-    strategy: Strategy = "finetune",
+    strategy: Annotated[str | None, typer.Option(help=f"finetune or scratch. {_KEPT}")] = None,
     iterations: Annotated[int | None, typer.Option(min=1, help=f"Training length. {_KEPT}")] = None,
     pretrain_iterations: Annotated[int | None, typer.Option(min=1, help=f"Pretraining length. {_KEPT}")] = None,
     pretrain_on: Annotated[
-        str, typer.Option(help="fold: each fold's own training cases. all: once, on the images of all cases.")
-    ] = "fold",
+        str | None,
+        typer.Option(help=f"fold: each fold's own training cases. all: once, on the images of all cases. {_KEPT}"),
+    ] = None,
     optimizer: Annotated[str | None, typer.Option(help=f"Of the training: sgd or adamw. {_KEPT}")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help=f"Seed. {_KEPT}")] = None,
     device: Device = "auto",
@@ -52,10 +53,10 @@ def run(
             check_choice("--optimizer", optimizer, OPTIMIZERS)
         unlabelled = tuple(unlabeled) if unlabeled else None
         request = RunRequest(
-            configurations=tuple(configuration or ()),
-            folds=tuple(parse_fold(text) for text in fold or ("0",)),
-            strategy=check_choice("--strategy", strategy, STRATEGIES),
-            pretrain_on=check_choice("--pretrain-on", pretrain_on, ("fold", "all")),
+            configurations=tuple(configuration) if configuration else None,
+            folds=tuple(parse_fold(text) for text in fold) if fold else None,
+            strategy=strategy and check_choice("--strategy", strategy, STRATEGIES),
+            pretrain_on=pretrain_on and check_choice("--pretrain-on", pretrain_on, ("fold", "all")),
             plan=given(
                 gpu_memory=gpu_memory,
                 backbone=backbone,
@@ -72,8 +73,10 @@ def run(
         for (name, number), evaluation in result.evaluations.items():
             project.reporter.info(f"\n{name}, fold {number}, validation cases:")
             project.reporter.console.print(summary_table(evaluation))
+            for failure in evaluation.failures:
+                project.reporter.warn(f"{failure.case} was not scored: {failure.reason}")
         project.reporter.info(f"manifest: {project.manifest.path}")
         for case in result.failed:
             project.reporter.warn(f"{case.case} was set aside: {case.reason}")
-        if result.failed:
+        if result.failed or any(evaluation.failures for evaluation in result.evaluations.values()):
             raise typer.Exit(EXIT_BAD_INPUT)

@@ -9,7 +9,7 @@ import typer
 
 from diffseg_nnunet.cli.arguments import Configuration, DatasetId, Device, Fold, Precision, Seed, Strategy, Workspace
 from diffseg_nnunet.cli.console import open_project
-from diffseg_nnunet.cli.pretrain import OPTIMIZERS, InitialRate, Iterations, Optimizer, Workers
+from diffseg_nnunet.cli.pretrain import OPTIMIZERS, InitialRate, Iterations, Optimizer, Resume, Workers
 
 STRATEGIES = ("finetune", "scratch")
 
@@ -30,11 +30,13 @@ def train(
     initial_lr: InitialRate = None,
     precision: Precision = "auto",
     workers: Workers = None,
+    resume: Resume = True,
     workspace: Workspace = None,
 ) -> None:
     """Train one fold by nnU-Net's recipe, pretrained or from scratch, and score its validation cases. Resumes."""
     with open_project(workspace, dataset_id) as project:
         from diffseg_nnunet.cli.arguments import check_choice, given, parse_fold
+        from diffseg_nnunet.errors import EXIT_BAD_INPUT
         from diffseg_nnunet.pipeline.evaluating import evaluate_validation
         from diffseg_nnunet.pipeline.stages import train as train_stage
 
@@ -49,6 +51,7 @@ def train(
             strategy,
             pretrained,
             npz,
+            resume=resume,
             **given(
                 iterations=iterations,
                 seed=seed,
@@ -63,3 +66,7 @@ def train(
         evaluation = evaluate_validation(project, strategy, configuration, fold)
         project.reporter.console.print(summary_table(evaluation))
         project.reporter.info(f"model: {checkpoint}")
+        for failure in evaluation.failures:
+            project.reporter.warn(f"{failure.case} was not scored: {failure.reason}")
+        if evaluation.failures:
+            raise typer.Exit(EXIT_BAD_INPUT)

@@ -1,8 +1,8 @@
 """The label-free loss of the coordinate head: differences of positions between voxels of one scan.
 
 Dense form of relative position regression (RPR-Loc, arXiv 2012.07043; methods.md, option B):
-``L = mean_{i,j of one scan} || (c_i − c_j) − (p_i − p_j) / 300 mm ||_1``. Only differences enter, so a scan's origin,
-which says nothing about the body, drops out; the shared head fixes one gauge for all patients.
+``L = mean_{i,j of one scan} || (c_i − c_j) − (p_i − p_j) / 300 mm ||_1 / 3``, the mean over the axes. Only differences
+enter, so a scan's origin, which says nothing about the body, drops out; the shared head fixes one gauge for all.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from diffseg_nnunet.errors import StageFailedError
 
@@ -92,13 +93,33 @@ class TimeConditioning(nn.Module):
             self._current = None
 
     def _hook(self, index: int):
-        def apply(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+        def apply(norm: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
             if self._current is None:
                 return None
-            scale, shift = (v.reshape(*v.shape, *(1,) * (output.ndim - 2)) for v in self._current[index])
-            return torch.addcmul(shift.to(output.dtype), output, (1 + scale).to(output.dtype))
+            scale, shift = self._current[index]
+            if isinstance(norm, nn.modules.instancenorm._InstanceNorm) and not norm.track_running_stats:
+                return _conditioned_instance_norm(norm, inputs[0], scale, shift)
+            return _scaled_and_shifted(output, scale, shift)
 
         return apply
+
+
+def _conditioned_instance_norm(norm: nn.Module, features: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """The instance norm with affine weights γ' and β' of each sample's own: the folded norm itself.
+
+    Samples become channels of one sample, so autograd keeps what it keeps for the plain norm and no more, and the
+    weights stay float32 whatever the features are.
+    """
+    weight = ((1 + scale) * norm.weight).flatten()
+    bias = ((1 + scale) * norm.bias + shift).flatten()
+    flat = features.reshape(1, -1, *features.shape[2:])
+    return functional.instance_norm(flat, weight=weight, bias=bias, eps=norm.eps).reshape(features.shape)
+
+
+def _scaled_and_shifted(output: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """The definition, for any other affine norm; in float32, since bfloat16 would round 1 + s to 8 bits."""
+    scale, shift = (v.reshape(*v.shape, *(1,) * (output.ndim - 2)) for v in (scale, shift))
+    return torch.addcmul(shift, output.float(), 1 + scale).to(output.dtype)
 
 
 @torch.no_grad()

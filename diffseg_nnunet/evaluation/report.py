@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from diffseg_nnunet.atomic import write_file, write_json
-from diffseg_nnunet.evaluation.statistics import Estimate, Evaluation, ScoreRow, Summary
+from diffseg_nnunet.errors import BadInputError
+from diffseg_nnunet.evaluation.statistics import CaseFailure, CaseMean, Estimate, Evaluation, ScoreRow, Summary
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -46,6 +48,38 @@ def write_report(evaluation: Evaluation, folder: Path | str) -> dict[str, Path]:
     # Last: who finds scores.json finds all three.
     write_json(paths[SCORES_JSON], as_plain(evaluation))
     return paths
+
+
+def read_report(folder: Path | str) -> Evaluation:
+    """The evaluation that `write_report` wrote into a folder; the inverse of `as_plain`.
+
+    Raises:
+        BadInputError: there is no such report, or it is none of ours.
+    """
+    path = Path(folder) / SCORES_JSON
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return Evaluation(
+            rows=tuple(ScoreRow(**_with_nan(row)) for row in content["rows"]),
+            structures=tuple(_summary(summary) for summary in content["structures"]),
+            case_means=tuple(CaseMean(**_with_nan(mean)) for mean in content["case_means"]),
+            overall=_summary(content["overall"]),
+            settings=content["settings"],
+            failures=tuple(CaseFailure(**failure) for failure in content["failures"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadInputError(f"{path} is no report of an evaluation: {error}.", "Evaluate again.") from error
+
+
+def _summary(content: dict[str, Any]) -> Summary:
+    def estimate(plain: dict[str, Any]) -> Estimate:
+        return Estimate(**{**plain, "mean": math.nan if plain["mean"] is None else plain["mean"]})
+
+    return Summary(**{**content, **{score: estimate(content[score]) for score in _SCORES}})
+
+
+def _with_nan(content: dict[str, Any]) -> dict[str, Any]:
+    return {name: math.nan if value is None else value for name, value in content.items()}
 
 
 def as_plain(evaluation: Evaluation) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -12,9 +13,9 @@ from typing import Any
 import numpy as np
 from nnunetv2.inference.export_prediction import export_prediction_from_logits, resample_and_save
 
-from diffseg_nnunet.atomic import TEMPORARY_PREFIX
-
-_PARTIAL_FOLDER = f"{TEMPORARY_PREFIX}predictions"
+from diffseg_nnunet.atomic import full_disk_named, remove_leftovers, temporary_sibling
+from diffseg_nnunet.raw_dataset import VOLUME_ENDINGS
+from diffseg_nnunet.verification import UnreadableVolumeError, read_volume
 
 
 def endings(file_ending: str, with_probabilities: bool) -> tuple[str, ...]:
@@ -37,9 +38,12 @@ def export_case(
         properties: of the case, as preprocessing returned them.
         predictor: nnU-Net's, initialised.
         with_probabilities: also ``.npz`` and ``.pkl``, which ensembling reads.
+
+    Raises:
+        OSError: the disk is full, or what was written cannot be read back.
     """
     file_ending = predictor.dataset_json["file_ending"]
-    with _partial_folder(folder) as partial:
+    with partial_folder(folder) as partial, full_disk_named(folder / f"{case}{file_ending}"):
         export_prediction_from_logits(
             logits,
             properties,
@@ -50,14 +54,14 @@ def export_case(
             with_probabilities,
         )
         for ending in endings(file_ending, with_probabilities):
-            os.replace(partial / f"{case}{ending}", folder / f"{case}{ending}")
+            publish(partial / f"{case}{ending}", folder)
 
 
 def export_for_next_stage(
     logits: np.ndarray, target_shape: tuple[int, ...], properties: dict, trainer: Any, folder: Path, case: str
 ) -> None:
     """The segmentation a cascade's next stage reads, on that stage's preprocessed grid."""
-    with _partial_folder(folder) as partial:
+    with partial_folder(folder) as partial, full_disk_named(folder / case):
         resample_and_save(
             logits,
             list(target_shape),
@@ -68,13 +72,30 @@ def export_for_next_stage(
             trainer.dataset_json,
         )
         for path in partial.iterdir():
-            os.replace(path, folder / path.name)
+            publish(path, folder)
+
+
+def publish(path: Path, folder: Path) -> None:
+    """Move a finished file into `folder`; a volume is read back first, since SimpleITK reports success on a full disk.
+
+    Raises:
+        OSError: the volume is not whole.
+    """
+    target = folder / path.name
+    if path.name.endswith(VOLUME_ENDINGS):
+        try:
+            read_volume(path)
+        except UnreadableVolumeError as error:
+            raise OSError(errno.EIO, f"written, but cannot be read back, {error.reason}", str(target)) from error
+    os.replace(path, target)
 
 
 @contextmanager
-def _partial_folder(folder: Path) -> Iterator[Path]:
+def partial_folder(folder: Path) -> Iterator[Path]:
     """A folder inside `folder` for unfinished files: nnU-Net lists files, not folders, so none is taken for done."""
-    path = folder / _PARTIAL_FOLDER
+    name = "predictions"
+    remove_leftovers(folder, name)
+    path = temporary_sibling(folder / name)
     shutil.rmtree(path, ignore_errors=True)
     path.mkdir(parents=True)
     try:

@@ -12,7 +12,8 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.inference.sliding_window_prediction import compute_gaussian
 from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
 
-from diffseg_nnunet.errors import BadInputError
+from diffseg_nnunet.atomic import remove_leftovers
+from diffseg_nnunet.errors import BadInputError, StageFailedError
 from diffseg_nnunet.inference.export import export_case, is_exported
 from diffseg_nnunet.raw_dataset import Case
 from diffseg_nnunet.verification import check_case
@@ -35,20 +36,25 @@ def load_predictor(
     """nnU-Net's predictor with the trained folds of a model folder.
 
     Raises:
-        BadInputError: a fold has no such checkpoint; the message says which command trains it.
+        BadInputError: a fold has no such checkpoint.
     """
+    require_trained(model_folder, folds, checkpoint)
+    predictor = nnUNetPredictor(use_mirroring=mirroring, device=device, allow_tqdm=False)
+    # nnU-Net's own checkpoint format, which is a pickle: only models of this workspace are read here
+    predictor.initialize_from_trained_model_folder(str(model_folder), tuple(folds), checkpoint)
+    return predictor
+
+
+def require_trained(model_folder: Path, folds: Sequence[int | str], checkpoint: str) -> None:
+    """Raises BadInputError if a fold has no such checkpoint; the message says which command trains it."""
     for fold in folds:
         path = model_folder / f"fold_{fold}" / checkpoint
         if not path.is_file():
             trained = ", ".join(sorted(p.parent.name for p in model_folder.glob(f"fold_*/{checkpoint}"))) or "none"
             raise BadInputError(
                 f"There is no trained model {path} (trained there: {trained}).",
-                f"Run `diffseg train` for fold {fold} first, or choose another with -f.",
+                f"Run `diffseg train` for fold {fold} first, or choose another with -f, -c or --strategy.",
             )
-    predictor = nnUNetPredictor(use_mirroring=mirroring, device=device, allow_tqdm=False)
-    # nnU-Net's own checkpoint format, which is a pickle: only models of this workspace are read here
-    predictor.initialize_from_trained_model_folder(str(model_folder), tuple(folds), checkpoint)
-    return predictor
 
 
 def predict_cases(
@@ -73,12 +79,18 @@ def predict_cases(
         The cases that could not be predicted; the others are done.
     """
     output.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(output)
     ending = predictor.dataset_json["file_ending"]
     failed = []
     for number, case in enumerate(cases, start=1):
         if not (skip_existing and is_exported(output, case.identifier, ending, save_probabilities)):
             try:
                 _predict(predictor, case, output, save_probabilities, previous_stage)
+            except torch.OutOfMemoryError as error:
+                raise StageFailedError(
+                    f"The GPU's memory does not suffice for {case.identifier}.",
+                    "Free the GPU of other work, or predict with --device cpu; finished cases are kept.",
+                ) from error
             except (BadInputError, RuntimeError, ValueError, AssertionError) as error:
                 failed.append(FailedCase(case.identifier, str(error) or type(error).__name__))
         if progress is not None:

@@ -14,6 +14,7 @@ from nnunetv2.inference.sliding_window_prediction import compute_gaussian
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
 
+from diffseg_nnunet.atomic import remove_leftovers
 from diffseg_nnunet.inference.export import export_case, export_for_next_stage, is_exported
 
 
@@ -29,6 +30,7 @@ def validate_fold(trainer: Any, save_probabilities: bool) -> dict:
     """
     folder = Path(trainer.output_folder) / "validation"
     folder.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder)
     trainer.set_deep_supervision_enabled(False)
     trainer.network.eval()
     predictor = _predictor(trainer)

@@ -16,7 +16,7 @@ from diffseg_nnunet.pipeline.evaluating import evaluate
 from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.pipeline.reporter import Reporter
 from diffseg_nnunet.pipeline.run import RunRequest, run
-from diffseg_nnunet.planning.hardware import usable_cores
+from diffseg_nnunet.planning.hardware import worker_count
 from diffseg_nnunet.report.pictures import overlay_png
 from diffseg_nnunet.workspace import Workspace
 
@@ -96,7 +96,7 @@ def _convert(workspace: Workspace, source: Path, reporter: Reporter) -> None:
     unlabelled = converter.plan(source / "unlabelled_images", None, None, "CT", "PhantomUnlabelled")
     for dataset_id, plan in ((LABELLED_ID, labelled), (UNLABELLED_ID, unlabelled)):
         if not any(name.startswith(f"Dataset{dataset_id}_") for name in workspace.dataset_names()):
-            report = plan.execute(dataset_id=dataset_id, workspace=workspace, workers=usable_cores())
+            report = plan.execute(dataset_id=dataset_id, workspace=workspace, workers=worker_count())
             reporter.info(f"converted: {report.folder}")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import torch
 
 from diffseg_nnunet.planning.hardware import resolve_device, usable_cores
@@ -18,3 +20,11 @@ def prepare_device(name: str) -> torch.device:
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True
     return device
+
+
+def release_memory(device: torch.device) -> None:
+    """Give back what an ended training held, compiled graphs too, before another begins in this process."""
+    gc.collect()
+    if device.type == "cuda":
+        torch._dynamo.reset()
+        torch.cuda.empty_cache()

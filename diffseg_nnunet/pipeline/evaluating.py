@@ -7,9 +7,10 @@ from pathlib import Path
 
 from diffseg_nnunet.evaluation.folders import Evaluation, evaluate_folders
 from diffseg_nnunet.evaluation.labels import read_label_names
-from diffseg_nnunet.evaluation.report import write_report
+from diffseg_nnunet.evaluation.report import SCORES_JSON, read_report, write_report
 from diffseg_nnunet.pipeline.project import Project
-from diffseg_nnunet.planning.hardware import usable_cores
+from diffseg_nnunet.pipeline.stages import FINAL, file_digest
+from diffseg_nnunet.planning.hardware import worker_count
 
 DEFAULT_TOLERANCE_MM = 1.0
 
@@ -35,7 +36,7 @@ def evaluate(
         reference,
         read_label_names(labels),
         tolerance_mm=tolerance_mm,
-        workers=usable_cores(),
+        workers=worker_count(),
         cases=cases,
         progress=progress,
     )
@@ -44,14 +45,23 @@ def evaluate(
 
 
 def evaluate_validation(project: Project, strategy: str, configuration: str, fold: int | str) -> Evaluation:
-    """Report on the validation cases of a trained fold, in its folder ``validation_report``."""
+    """Report on the validation cases of a trained fold, in its folder ``validation_report``; done once."""
     folder = project.model_folder(strategy, configuration) / f"fold_{fold}"
+    report = folder / "validation_report"
+    stage = f"evaluate/{strategy}/{configuration}/fold_{fold}"
+    inputs = {"checkpoint": file_digest(folder / FINAL), "content": project.raw().content_signature()}
+    if (report / SCORES_JSON).is_file() and project.manifest.is_finished(stage, inputs):
+        return read_report(report)
     validation, ending = folder / "validation", project.dataset_json()["file_ending"]
-    cases = sorted(path.name[: -len(ending)] for path in validation.glob(f"*{ending}"))
-    return evaluate(
-        validation,
-        project.preprocessed / "gt_segmentations",
-        project.preprocessed / "dataset.json",
-        folder / "validation_report",
-        cases=cases,
-    )
+    cases = sorted(path.name.removesuffix(ending) for path in validation.glob(f"*{ending}"))
+    with project.manifest.running(stage, inputs, {"tolerance_mm": DEFAULT_TOLERANCE_MM}) as run:
+        evaluation = evaluate(
+            validation,
+            project.preprocessed / "gt_segmentations",
+            project.preprocessed / "dataset.json",
+            report,
+            cases=cases,
+            progress=lambda done, total: project.reporter.progress(stage, done, total),
+        )
+        run.outputs["mean_dsc"] = evaluation.overall.dsc.mean
+    return evaluation

@@ -19,7 +19,7 @@ from time import monotonic
 from typing import Any
 
 import psutil
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from diffseg_nnunet.atomic import write_json
 from diffseg_nnunet.errors import BadInputError
@@ -45,9 +45,8 @@ def signature(inputs: Mapping[str, Any]) -> str:
 
 @dataclass
 class StageRun:
-    """A stage that is running: `fresh` says that nothing of an earlier attempt may be continued."""
+    """A stage that is running: what it notes in `outputs` is recorded when it finishes."""
 
-    fresh: bool
     outputs: dict[str, Any]
 
 
@@ -84,15 +83,52 @@ class Manifest:
         return record.get("status") == "finished" and record.get("signature") == signature(inputs)
 
     @contextmanager
-    def running(self, name: str, inputs: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[StageRun]:
+    def running(
+        self,
+        name: str,
+        inputs: Mapping[str, Any],
+        settings: Mapping[str, Any],
+        discard: Callable[[], None] | None = None,
+    ) -> Iterator[StageRun]:
         """Record a stage's start, end, duration and peak memory around the block; an exception leaves it unfinished.
 
         Args:
             inputs: what the result depends on.
             settings: for the reader of the manifest, and for `diffseg run` to go on with.
+            discard: takes away what an earlier attempt with other inputs left. It runs before this attempt is
+                recorded, so that one that is killed in between is never gone on with.
         """
+        with self._only_one(name):
+            yield from self._recorded(name, inputs, settings, discard)
+
+    @contextmanager
+    def _only_one(self, name: str) -> Iterator[None]:
+        """One process at a time: two would write the same folder."""
+        folder = self.path.parent / "logs"
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / f"{name.replace('/', '_')}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise BadInputError(
+                f"Another process is working on {name} of {self.path.parent.name}.", "Wait for it, or end it."
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _recorded(
+        self,
+        name: str,
+        inputs: Mapping[str, Any],
+        settings: Mapping[str, Any],
+        discard: Callable[[], None] | None,
+    ) -> Iterator[StageRun]:
         digest = signature(inputs)
-        run = StageRun(fresh=self.stage(name).get("signature") != digest, outputs={})
+        if discard is not None and self.stage(name).get("signature") != digest:
+            discard()
+        run = StageRun(outputs={})
         started = monotonic()
         record = {
             "status": "running",
@@ -115,6 +151,14 @@ class Manifest:
                 "outputs": run.outputs,
             },
         )
+
+    def last_run(self) -> dict[str, Any]:
+        """The options the last `diffseg run` was given, empty if there was none."""
+        return self.read().get("last_run", {})
+
+    def remember_run(self, options: Mapping[str, Any]) -> None:
+        """Keep the options of a `diffseg run` for the next one."""
+        self._update(lambda content: content.update(last_run=dict(options)))
 
     def _put(self, name: str, record: dict[str, Any]) -> None:
         def change(content: dict[str, Any]) -> None:

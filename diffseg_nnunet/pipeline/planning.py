@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass
+from datetime import datetime
 from typing import Any
 
 from diffseg_nnunet import registry
 from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.pipeline.project import Project
-from diffseg_nnunet.planning.hardware import memory_budget, usable_cores
+from diffseg_nnunet.planning.hardware import memory_budget, worker_count
 from diffseg_nnunet.raw_dataset import RawDataset
 from diffseg_nnunet.verification import Finding, verify_dataset
 
@@ -70,23 +69,26 @@ def verify(project: Project) -> list[Finding]:
     """Check every image and label; skipped where they passed before and are unchanged.
 
     Returns:
-        The findings; nnU-Net's own integrity check runs as well when none is an error.
+        The findings, of the earlier check where it is skipped; nnU-Net's own integrity check runs as well.
+
+    Raises:
+        BadInputError: a finding is an error, or nnU-Net's check failed.
     """
     raw = project.raw()
     inputs = {"content": raw.content_signature()}
     if project.manifest.is_finished("verify", inputs):
-        return []
+        return [Finding(**found) for found in project.manifest.stage("verify")["outputs"].get("findings", [])]
     with project.manifest.running("verify", inputs, {}) as run:
         findings = verify_dataset(
             raw,
-            workers=usable_cores(),
+            workers=worker_count(),
             progress=lambda done, total: project.reporter.progress("verify", done, total),
         )
         if any(finding.severity == "error" for finding in findings):
             raise VerificationError(project, findings)
         if raw.labelled_cases():
             _nnunet_check(project, raw)
-        run.outputs["warnings"] = [str(finding) for finding in findings]
+        run.outputs["findings"] = [asdict(finding) for finding in findings]
     return findings
 
 
@@ -111,7 +113,7 @@ def _nnunet_check(project: Project, raw: RawDataset) -> None:
 
     with project.log("verify"):
         try:
-            verify_dataset_integrity(str(raw.folder), usable_cores())
+            verify_dataset_integrity(str(raw.folder), worker_count())
         except (AssertionError, RuntimeError) as error:
             raise BadInputError(
                 f"nnU-Net's integrity check of {project.name} failed: {error}",
@@ -128,34 +130,70 @@ def plan(project: Project, request: PlanRequest) -> dict[str, Any]:
     Raises:
         BadInputError: unknown planner, bad budget, an unlabelled data set that is missing or has other channels.
     """
-    raw = project.raw()
-    pool = _unlabelled_datasets(project, raw, request.unlabelled)
-    inputs = {
-        "content": raw.content_signature(),
-        "pool": {dataset.name: dataset.content_signature() for dataset in pool},
-        "request": request.to_json(),
-    }
-    if project.plans_path.is_file() and project.manifest.is_finished("plan", inputs):
+    inputs = _plan_inputs(project, request)
+    pool = list(inputs["pool"])
+    if _has_own_plans(project) and project.manifest.is_finished("plan", inputs):
         return project.plans()
     planner_class = registry.load("planners", request.backbone)
     budget = memory_budget(request.gpu_memory)
     project.reporter.info(f"planning for {budget.gib:g} GiB ({budget.source})")
     with project.manifest.running("plan", inputs, request.to_json()), project.log("plan"):
         _fingerprint(project)
-        _write_plans(project, planner_class, request, budget, [dataset.name for dataset in pool])
+        if project.plans_path.is_file() and not _has_own_plans(project):
+            kept = project.plans_path.with_name(f"superseded_{datetime.now():%Y%m%d-%H%M%S}_{project.plans_path.name}")
+            project.plans_path.rename(kept)
+            project.reporter.warn(f"{project.plans_path.name} is no plan of diffseg: it is kept as {kept}")
+        _write_plans(project, planner_class, request, budget, pool)
     return project.plans()
+
+
+def _plan_inputs(project: Project, request: PlanRequest) -> dict[str, Any]:
+    """What a plan depends on."""
+    raw = project.raw()
+    pool = _unlabelled_datasets(project, raw, request.unlabelled)
+    return {
+        "content": raw.content_signature(),
+        "pool": {dataset.name: dataset.content_signature() for dataset in pool},
+        "request": request.to_json(),
+    }
+
+
+def require_planned(project: Project) -> None:
+    """Raises BadInputError if the plan was made from other data than there are now."""
+    project.plans()
+    stored = project.manifest.stage("plan").get("settings")
+    if stored and not project.manifest.is_finished("plan", _plan_inputs(project, PlanRequest.from_json(stored))):
+        raise BadInputError(
+            f"The data of {project.name} have changed since it was planned, or planning was interrupted.",
+            f"Run `diffseg plan {project.id}` again, with the options it had, or `diffseg run {project.id}`.",
+        )
+
+
+def _has_own_plans(project: Project) -> bool:
+    """False where plans are missing, damaged, or another planner's."""
+    try:
+        project.plans()
+    except BadInputError:
+        return False
+    return True
 
 
 def _unlabelled_datasets(project: Project, raw: RawDataset, ids: Sequence[int]) -> list[RawDataset]:
     datasets = []
-    for dataset_id in ids:
+    for dataset_id in dict.fromkeys(ids):
+        if dataset_id == project.id:
+            raise BadInputError(
+                f"{project.name} cannot be its own unlabelled pool: validation images would be pretrained on.",
+                "Leave it out of --unlabeled; its training cases are pretrained on anyway.",
+            )
         name = project.workspace.dataset_name(dataset_id)
         dataset = RawDataset.open(project.workspace.raw / name)
-        if len(dataset.channel_names) != len(raw.channel_names):
+        channels, own = (list(each.channel_names.values()) for each in (dataset, raw))
+        if [channel.lower() for channel in channels] != [channel.lower() for channel in own]:
             raise BadInputError(
-                f"{name} has {len(dataset.channel_names)} channel(s), {raw.name} has {len(raw.channel_names)}: "
+                f"{name} has the channel(s) {', '.join(channels)}, {raw.name} has {', '.join(own)}: "
                 "one network cannot read both.",
-                "Leave it out of --unlabeled.",
+                "Leave it out of --unlabeled, or name the channels alike in dataset.json.",
             )
         datasets.append(dataset)
     return datasets
@@ -167,7 +205,7 @@ def _fingerprint(project: Project) -> None:
     extractor = registry.load("fingerprints", "default")
     project.reporter.info("extracting the fingerprint")
     extract_fingerprint_dataset(
-        project.id, extractor, usable_cores(), clean=True, verbose=False, show_progress_bar=False
+        project.id, extractor, worker_count(), clean=True, verbose=False, show_progress_bar=False
     )
 
 
@@ -186,42 +224,3 @@ def _write_plans(
         coordinates=CoordinateSettings(mode=request.coordinates),
     )
     planner.plan_experiment()
-
-
-def ensure_splits(project: Project, configuration: str) -> list[dict[str, list[str]]]:
-    """nnU-Net's five-fold splits of the preprocessed labelled cases, written once, atomically.
-
-    A splits_final.json that is already there (a published split) is kept.
-
-    Raises:
-        BadInputError: fewer than two labelled cases, which no split can divide.
-    """
-    from nnunetv2.utilities.crossval_split import generate_crossval_split
-
-    from diffseg_nnunet.atomic import write_json
-
-    path = project.preprocessed / "splits_final.json"
-    if path.is_file():
-        return json.loads(path.read_text(encoding="utf-8"))
-    cases = sorted(project.labelled_preprocessed(configuration))
-    if len(cases) < 2:
-        raise BadInputError(
-            f"{project.name} has {len(cases)} labelled case(s) preprocessed for {configuration}: too few for a split.",
-            "Label more, or train on everything with `-f all`.",
-        )
-    splits = generate_crossval_split(cases, n_splits=min(5, len(cases)))
-    splits = [{part: [str(case) for case in cases] for part, cases in split.items()} for split in splits]
-    write_json(path, splits)
-    return splits
-
-
-def check_fold(project: Project, configuration: str, fold: int | str) -> None:
-    """Raises BadInputError if the splits have no such fold; nnU-Net would make up another split."""
-    if fold == "all":
-        return
-    count = len(ensure_splits(project, configuration))
-    if not 0 <= int(fold) < count:
-        raise BadInputError(
-            f"{project.name} has folds 0 to {count - 1}, not {fold}.",
-            f"Choose one of them or 'all', or add it to {Path(project.preprocessed) / 'splits_final.json'}.",
-        )

@@ -9,15 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffseg_nnunet.atomic import write_json
+from diffseg_nnunet.atomic import full_disk_named, write_json
 from diffseg_nnunet.errors import BadInputError
-from diffseg_nnunet.inference.predictor import FailedCase, load_predictor, predict_cases
+from diffseg_nnunet.inference.export import is_exported, partial_folder, publish
+from diffseg_nnunet.inference.predictor import FailedCase, load_predictor, predict_cases, require_trained
 from diffseg_nnunet.pipeline.device import prepare_device
 from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.pipeline.stages import FINAL, Fold, file_digest
-from diffseg_nnunet.raw_dataset import Case, split_channel, visible_files
+from diffseg_nnunet.planning.hardware import worker_count
+from diffseg_nnunet.raw_dataset import DATASET_JSON, Case, read_json_object, split_channel, visible_files
 
 RECORD = "diffseg_prediction.json"
+_MEMBER, _PREVIOUS_STAGE = "member_", "previous_stage_"
 
 
 @dataclass(frozen=True)
@@ -41,13 +44,16 @@ class PredictionRequest:
     checkpoint: str = FINAL
 
 
-def input_cases(folder: Path, file_ending: str, channel_count: int) -> list[Case]:
+def input_cases(folder: Path, file_ending: str, channel_count: int) -> tuple[list[Case], list[FailedCase]]:
     """The cases of a folder in nnU-Net's naming, ``CASE_0000.nii.gz`` with one file per channel.
 
     A folder whose files have no channel numbers is understood too where the model has one channel.
 
+    Returns:
+        The cases, and those whose channel numbers are not 0 to `channel_count` - 1.
+
     Raises:
-        BadInputError: the folder is missing or has no such images, or channel numbers are missing.
+        BadInputError: the folder is missing or has no such images, or only some of its files have channel numbers.
     """
     if not folder.is_dir():
         raise BadInputError(f"There is no folder {folder}.", "Correct -i.")
@@ -60,7 +66,7 @@ def input_cases(folder: Path, file_ending: str, channel_count: int) -> list[Case
     numbered = {path: split_channel(stem) for path, stem in stems.items()}
     without = [path.name for path, (_, channel) in numbered.items() if channel is None]
     if len(without) == len(stems) and channel_count == 1:
-        return [Case(stem, (path,), None) for path, stem in sorted(stems.items(), key=lambda item: item[1])]
+        return [Case(stem, (path,), None) for path, stem in sorted(stems.items(), key=lambda item: item[1])], []
     if without:
         raise BadInputError(
             f"{len(without)} file(s) in {folder} have no channel number, e.g. {without[0]}.",
@@ -69,36 +75,67 @@ def input_cases(folder: Path, file_ending: str, channel_count: int) -> list[Case
     by_case: dict[str, dict[int, Path]] = {}
     for path, (case, channel) in numbered.items():
         by_case.setdefault(case, {})[channel] = path
-    return [Case(case, tuple(files[k] for k in sorted(files)), None) for case, files in sorted(by_case.items())]
+    cases, misnumbered = [], []
+    for case, files in sorted(by_case.items()):
+        if sorted(files) == list(range(channel_count)):
+            cases.append(Case(case, tuple(files[channel] for channel in range(channel_count)), None))
+        else:
+            channels = ", ".join(f"{channel:04d}" for channel in sorted(files))
+            wanted = ", ".join(f"{channel:04d}" for channel in range(channel_count))
+            reason = f"its files in {folder} have the channel numbers {channels}, the model reads {wanted}."
+            misnumbered.append(FailedCase(case, f"{reason} Rename them, or add what is missing."))
+    return cases, misnumbered
 
 
 def predict(
     project: Project, request: PredictionRequest, source: Path, output: Path, device_name: str
 ) -> list[FailedCase]:
-    """Segment every case of `source` into `output`; an interrupted run goes on, a changed model starts again.
+    """Segment every case of `source` into `output`; an interrupted run goes on.
+
+    Cases are predicted again where the model, the settings or the images have changed.
 
     Returns:
         The cases that were set aside; all others are done.
+
+    Raises:
+        BadInputError: a model is not trained, `source` has no images, or it is the same folder as `output`.
     """
+    if request.postprocessing is not None:
+        _refuse_foreign_pickle(project, request.postprocessing)
     device = prepare_device(device_name)
-    dataset_json = project.dataset_json()
-    cases = input_cases(source, dataset_json["file_ending"], len(dataset_json["channel_names"]))
-    record = _record(project, request, source)
-    resume = _previous(output) == record
+    models = [project.model_folder(request.strategy, configuration) for configuration in request.configurations]
+    for model in models:
+        require_trained(model, request.folds, request.checkpoint)
+    dataset_json = read_json_object(models[0] / DATASET_JSON)
+    ending = dataset_json["file_ending"]
+    cases, failed = input_cases(source, ending, len(dataset_json["channel_names"]))
+    if output.resolve() == source.resolve():
+        raise BadInputError(f"{output} holds the images.", "Choose another folder with -o.")
+    model, inputs, previous = _model(project, request), _inputs(cases), _previous(output)
+    known = previous.get("inputs", {}) if previous.get("model") == model else {}
+    outdated = [case for case in cases if known.get(case.identifier) != inputs[case.identifier]]
+    exported = all(is_exported(output, case.identifier, ending, False) for case in cases)
+    if previous.get("finished") and not outdated and exported:
+        return failed
+    record = {"source": str(source), "model": model, "inputs": {**known, **inputs}}
     output.mkdir(parents=True, exist_ok=True)
+    _discard(output, outdated, ending)
     write_json(output / RECORD, record)
     with project.log("predict"):
         if len(request.configurations) == 1:
-            configuration = request.configurations[0]
-            failed = _predict_one(project, request, configuration, cases, output, device, resume, probabilities=False)
+            failed += _predict_one(project, request, request.configurations[0], cases, output, device, False)
         else:
-            failed = _predict_ensemble(project, request, cases, output, device, resume)
+            failed += _predict_ensemble(project, request, cases, output, device)
         if request.postprocessing is not None:
             _postprocess(output, request.postprocessing)
+    write_json(output / RECORD, {**record, "finished": True})
     return failed
 
 
-def _record(project: Project, request: PredictionRequest, source: Path) -> dict[str, Any]:
+def _model(project: Project, request: PredictionRequest) -> dict[str, Any]:
+    """What the segmentation of an image depends on, as JSON."""
+    if request.postprocessing is not None and not request.postprocessing.is_file():
+        raise BadInputError(f"There is no file {request.postprocessing}.", "Correct --postprocessing.")
     checkpoints = {
         f"{configuration}/fold_{fold}": file_digest(
             project.model_folder(request.strategy, configuration) / f"fold_{fold}" / request.checkpoint
@@ -112,16 +149,37 @@ def _record(project: Project, request: PredictionRequest, source: Path) -> dict[
         "checkpoints": checkpoints,
         "mirroring": request.mirroring,
         "postprocessing": None if request.postprocessing is None else file_digest(request.postprocessing),
-        "source": str(source),
     }
 
 
-def _previous(output: Path) -> dict[str, Any] | None:
+def _inputs(cases: Sequence[Case]) -> dict[str, list[Any]]:
+    """For each case its images by name, size and time of modification."""
+    return {case.identifier: [_image_stamp(path) for path in case.images] for case in cases}
+
+
+def _image_stamp(path: Path) -> list[Any]:
+    status = path.stat() if path.exists() else None
+    return [path.name] if status is None else [path.name, status.st_size, status.st_mtime_ns]
+
+
+def _previous(output: Path) -> dict[str, Any]:
+    """The record of the last prediction into a folder; empty where there is none."""
     path = output / RECORD
     try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except ValueError:
-        return None
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _discard(output: Path, outdated: Sequence[Case], file_ending: str) -> None:
+    """Remove segmentations of another model or of other images, before the record says they were this model's."""
+    for case in outdated:
+        (output / f"{case.identifier}{file_ending}").unlink(missing_ok=True)
+    if outdated:
+        for pattern in (f"{_MEMBER}*", f"{_PREVIOUS_STAGE}*"):
+            for folder in output.glob(pattern):
+                shutil.rmtree(folder)
 
 
 def _predict_one(
@@ -131,52 +189,67 @@ def _predict_one(
     cases: Sequence[Case],
     output: Path,
     device: Any,
-    resume: bool,
     probabilities: bool,
 ) -> list[FailedCase]:
     model = project.model_folder(request.strategy, configuration)
     predictor = load_predictor(model, request.folds, device, request.mirroring, request.checkpoint)
     previous_stage, failed_before = None, []
     if (stage := predictor.configuration_manager.previous_stage_name) is not None:
-        previous_stage = output / f"previous_stage_{stage}"
-        failed_before = _predict_one(project, request, stage, cases, previous_stage, device, resume, False)
+        previous_stage = output / f"{_PREVIOUS_STAGE}{stage}"
+        failed_before = _predict_one(project, request, stage, cases, previous_stage, device, False)
     failed = predict_cases(
         predictor,
         [case for case in cases if case.identifier not in {f.case for f in failed_before}],
         output,
         save_probabilities=probabilities,
         previous_stage=previous_stage,
-        skip_existing=resume,
+        skip_existing=True,
         progress=lambda done, total, case: project.reporter.progress(f"predict {configuration}", done, total),
     )
     # what nnU-Net's ensembling and postprocessing read beside predictions
-    write_json(output / "dataset.json", predictor.dataset_json)
+    write_json(output / DATASET_JSON, predictor.dataset_json)
     write_json(output / "plans.json", predictor.plans_manager.plans)
     return failed_before + failed
 
 
 def _predict_ensemble(
-    project: Project, request: PredictionRequest, cases: Sequence[Case], output: Path, device: Any, resume: bool
+    project: Project, request: PredictionRequest, cases: Sequence[Case], output: Path, device: Any
 ) -> list[FailedCase]:
     """Average the softmax outputs of several configurations, by nnU-Net's own ensembling."""
-    from nnunetv2.ensembling.ensemble import ensemble_folders
+    from nnunetv2.ensembling.ensemble import merge_files
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    from diffseg_nnunet.planning.hardware import usable_cores
-
+    model = project.model_folder(request.strategy, request.configurations[0])
+    plans, dataset_json = read_json_object(model / "plans.json"), read_json_object(model / DATASET_JSON)
+    ending = dataset_json["file_ending"]
+    missing = [case for case in cases if not is_exported(output, case.identifier, ending, False)]
     folders, failed = [], []
-    for configuration in request.configurations:
-        folder = output / f"member_{configuration}"
-        failed += _predict_one(project, request, configuration, cases, folder, device, resume, probabilities=True)
-        folders.append(folder)
-    for case in {f.case for f in failed}:  # an ensemble needs the case from every member
-        for folder in folders:
-            for path in folder.glob(f"{case}.*"):
-                path.unlink()
-    ensemble_folders([str(f) for f in folders], str(output), num_processes=usable_cores())
-    shutil.copyfile(folders[0] / "plans.json", output / "plans.json")
+    for configuration in request.configurations if missing else ():
+        folders.append(output / f"{_MEMBER}{configuration}")
+        failed += _predict_one(project, request, configuration, missing, folders[-1], device, True)
+        # an ensemble needs the case from every member
+        missing = [case for case in missing if case.identifier not in {f.case for f in failed}]
+    manager = PlansManager(plans)
+    writer, labels = manager.image_reader_writer_class(), manager.get_label_manager(dataset_json)
+    for case in [case.identifier for case in missing]:
+        with partial_folder(output) as partial, full_disk_named(output / f"{case}{ending}"):
+            probabilities = [str(folder / f"{case}.npz") for folder in folders]
+            merge_files(probabilities, str(partial / case), ending, writer, labels)
+            publish(partial / f"{case}{ending}", output)
+    write_json(output / DATASET_JSON, dataset_json)
+    write_json(output / "plans.json", plans)
     for folder in folders:
         shutil.rmtree(folder)
     return failed
+
+
+def _refuse_foreign_pickle(project: Project, path: Path) -> None:
+    """A pickle can run any code when it is read; only what this workspace wrote is."""
+    if not path.resolve().is_relative_to(project.workspace.results.resolve()):
+        raise BadInputError(
+            f"{path} lies outside {project.workspace.results}, and postprocessing files are pickles, which run code.",
+            "Give one that `diffseg run` wrote, in this workspace's results.",
+        )
 
 
 def _postprocess(folder: Path, pickle_file: Path) -> None:
@@ -184,12 +257,9 @@ def _postprocess(folder: Path, pickle_file: Path) -> None:
     from batchgenerators.utilities.file_and_folder_operations import load_pickle
     from nnunetv2.postprocessing.remove_connected_components import apply_postprocessing_to_folder
 
-    from diffseg_nnunet.planning.hardware import usable_cores
-
-    # nnU-Net's own pickle, written by the selection stage of this workspace
+    # nnU-Net's own pickle, written by the selection stage of this workspace: _refuse_foreign_pickle has seen to that
     functions, arguments = load_pickle(str(pickle_file))
-    target = folder / "postprocessed"
-    apply_postprocessing_to_folder(str(folder), str(target), functions, arguments, num_processes=usable_cores())
-    for path in target.iterdir():
-        path.replace(folder / path.name)
-    target.rmdir()
+    with partial_folder(folder) as partial, full_disk_named(folder / "postprocessed"):
+        apply_postprocessing_to_folder(str(folder), str(partial), functions, arguments, num_processes=worker_count())
+        for path in partial.iterdir():
+            publish(path, folder)

@@ -13,10 +13,13 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from diffseg_nnunet.atomic import TEMPORARY_PREFIX, write_file
+from diffseg_nnunet.atomic import DISK_FULL, full_disk_named, remove_leftovers, temporary_sibling, write_file
 from diffseg_nnunet.errors import BadInputError, StageFailedError
+from diffseg_nnunet.lifetime import end_with_parent
+from diffseg_nnunet.pipeline.planning import require_planned
 from diffseg_nnunet.pipeline.project import Project
-from diffseg_nnunet.planning.hardware import usable_cores
+from diffseg_nnunet.planning.hardware import worker_count
+from diffseg_nnunet.planning.section import PLANS_NAME
 from diffseg_nnunet.raw_dataset import Case, RawDataset
 
 _WORTH_A_WORKER_S = 15.0  # a spawned worker imports nnU-Net and torch first, 3-5 s of every core
@@ -48,14 +51,15 @@ def preprocess(project: Project, configurations: Sequence[str]) -> None:
         BadInputError: cases that could not be read; all others are done, and the message names the rest.
         StageFailedError: a worker process was killed.
     """
+    require_planned(project)
     raw, plans = project.raw(), project.plans()
     _copy_references(project, raw)
     done: set[str] = set()
     for name in configurations:
-        identifier = project.configuration(name).data_identifier
-        if identifier not in done:  # a cascade's last stage shares the data of 3d_fullres
+        stage = _stage(project, name)
+        if stage not in done:  # a cascade's last stage shares the data of 3d_fullres
             _preprocess_configuration(project, raw, plans, name)
-            done.add(identifier)
+            done.add(stage)
 
 
 def preprocessing_inputs(project: Project, configuration: str) -> dict[str, Any]:
@@ -83,25 +87,37 @@ def pool_datasets(project: Project) -> list[RawDataset]:
 
 def require_preprocessed(project: Project, configuration: str) -> None:
     """Raises BadInputError unless the configuration is preprocessed by the present plan from the present data."""
-    if not project.manifest.is_finished(f"preprocess/{configuration}", preprocessing_inputs(project, configuration)):
+    require_planned(project)
+    if not project.manifest.is_finished(_stage(project, configuration), preprocessing_inputs(project, configuration)):
         raise BadInputError(
             f"{project.name} is not preprocessed for {configuration}, or data or plan have changed since.",
             f"Run `diffseg preprocess {project.id} -c {configuration}`.",
         )
 
 
+def _stage(project: Project, configuration: str) -> str:
+    """The stage's name in the manifest, one for each folder of preprocessed data."""
+    return f"preprocess/{project.configuration(configuration).data_identifier.removeprefix(PLANS_NAME + '_')}"
+
+
 def _preprocess_configuration(project: Project, raw: RawDataset, plans: dict[str, Any], name: str) -> None:
-    stage, inputs = f"preprocess/{name}", preprocessing_inputs(project, name)
+    stage, inputs = _stage(project, name), preprocessing_inputs(project, name)
     jobs = list(_jobs(project, raw, name))
     if project.manifest.is_finished(stage, inputs) and all(_is_done(job) for job in jobs):
         return
-    with project.manifest.running(stage, inputs, {"configuration": name}) as run, project.log("preprocess"):
-        folders = {project.preprocessed_folder(name), project.unlabelled_folder(name)}
+    folders = {project.preprocessed_folder(name), project.unlabelled_folder(name)}
+
+    def discard() -> None:
         for folder in folders:
-            if run.fresh:
-                shutil.rmtree(folder, ignore_errors=True)
+            if folder.exists():  # out of the way first: what cannot be removed must not be taken for done
+                folder.rename(temporary_sibling(folder))
+            shutil.rmtree(temporary_sibling(folder), ignore_errors=True)
+
+    running = project.manifest.running(stage, inputs, {"configuration": name}, discard)
+    with running as run, project.log("preprocess"):
         for folder in folders | {job.folder for job in jobs}:
-            _remove_leftovers(folder)
+            folder.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(folder.parent, folder.name)
         open_jobs = [job for job in jobs if not _is_done(job)]
         plan = _Plan(plans, name, project.dataset_json())
         failures = _run(open_jobs, plan, lambda done: project.reporter.progress(stage, done, len(open_jobs)))
@@ -130,13 +146,6 @@ def _is_done(job: Job) -> bool:
     return all((job.folder / f"{job.case.identifier}{ending}").is_file() for ending in _ENDINGS)
 
 
-def _remove_leftovers(folder: Path) -> None:
-    """What a killed worker left: unfinished files."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in folder.parent.glob(f"{TEMPORARY_PREFIX}*-{folder.name}"):
-        shutil.rmtree(path, ignore_errors=True)
-
-
 def _run(jobs: Sequence[Job], plan: _Plan, progress: Callable[[int], None]) -> list[tuple[str, str]]:
     """Preprocess here while it is quick, in workers where that pays; returns (case, reason) of failures."""
     failures: list[tuple[str, str]] = []
@@ -145,14 +154,15 @@ def _run(jobs: Sequence[Job], plan: _Plan, progress: Callable[[int], None]) -> l
         _note(failures, job, _attempt(job, plan))
         progress(done)
         remaining_s = (monotonic() - started) / done * (len(jobs) - done)
-        if usable_cores() > 1 and remaining_s > _WORTH_A_WORKER_S * usable_cores():
+        if worker_count() > 1 and remaining_s > _WORTH_A_WORKER_S * worker_count():
             return failures + _run_in_workers(jobs[done:], plan, lambda more, done=done: progress(done + more))
     return failures
 
 
 def _run_in_workers(jobs: Sequence[Job], plan: _Plan, progress: Callable[[int], None]) -> list[tuple[str, str]]:
     failures: list[tuple[str, str]] = []
-    with ProcessPoolExecutor(usable_cores(), mp_context=get_context("spawn")) as pool:
+    workers = worker_count()
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
         futures = {pool.submit(_attempt, job, plan): job for job in jobs}
         try:
             for done, future in enumerate(as_completed(futures), start=1):
@@ -162,10 +172,13 @@ def _run_in_workers(jobs: Sequence[Job], plan: _Plan, progress: Callable[[int], 
             unfinished = [job.case.identifier for future, job in futures.items() if not _is_done(job)]
             raise StageFailedError(
                 f"A preprocessing worker was killed, most likely for want of memory, at one of: "
-                f"{', '.join(unfinished[: 2 * usable_cores()])}.",
-                "Run the command again with fewer workers (taskset or the container's CPU limit), or with more memory; "
+                f"{', '.join(unfinished[: 2 * workers])}.",
+                "Run the command again with fewer workers (nnUNet_def_n_proc=1), or with more memory; "
                 "finished cases are kept.",
             ) from error
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
     return failures
 
 
@@ -178,7 +191,9 @@ def _attempt(job: Job, plan: _Plan) -> str | None:
     """None, or why the case could not be preprocessed; running out of disk is no property of the case."""
     try:
         preprocess_case(job, plan)
-    except (RuntimeError, ValueError, AssertionError) as error:
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
+            raise
         return str(error).strip() or type(error).__name__
     return None
 
@@ -190,26 +205,28 @@ def preprocess_case(job: Job, plan: _Plan) -> None:
 
     manager = PlansManager(plan.plans)
     configuration = manager.get_configuration(plan.configuration)
-    staging = job.folder.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{job.folder.name}")
-    staging.mkdir(parents=True, exist_ok=True)
+    staging = temporary_sibling(job.folder)
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
     try:
-        target = staging / job.case.identifier
-        configuration.preprocessor_class(verbose=False).run_case_save(
-            str(target),
-            [str(path) for path in job.case.images],
-            None if job.case.label is None else str(job.case.label),
-            manager,
-            configuration,
-            plan.dataset_json,
-        )
-        if job.case.label is None:
-            # nnU-Net's loader looks for the key; without locations it takes random patches
-            properties = load_pickle(f"{target}.pkl")
-            labels = manager.get_label_manager(plan.dataset_json)
-            properties["class_locations"] = {(-1, *labels.all_labels): []}
-            write_pickle(properties, f"{target}.pkl")
-        for ending in _ENDINGS:
-            os.replace(f"{target}{ending}", job.folder / f"{job.case.identifier}{ending}")
+        with full_disk_named(job.folder / job.case.identifier):
+            target = staging / job.case.identifier
+            configuration.preprocessor_class(verbose=False).run_case_save(
+                str(target),
+                [str(path) for path in job.case.images],
+                None if job.case.label is None else str(job.case.label),
+                manager,
+                configuration,
+                plan.dataset_json,
+            )
+            if job.case.label is None:
+                # nnU-Net's loader looks for the key; without locations it takes random patches
+                properties = load_pickle(f"{target}.pkl")
+                labels = manager.get_label_manager(plan.dataset_json)
+                properties["class_locations"] = {(-1, *labels.all_labels): []}
+                write_pickle(properties, f"{target}.pkl")
+            for ending in _ENDINGS:
+                os.replace(f"{target}{ending}", job.folder / f"{job.case.identifier}{ending}")
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
@@ -219,5 +236,13 @@ def _copy_references(project: Project, raw: RawDataset) -> None:
     folder = project.preprocessed / "gt_segmentations"
     for case in raw.labelled_cases():
         target = folder / f"{case.identifier}{raw.file_ending}"
-        if not target.is_file() or target.stat().st_mtime < case.label.stat().st_mtime:
-            write_file(target, lambda path, source=case.label: shutil.copyfile(source, path))
+        if not _is_copy(target, case.label):
+            write_file(target, lambda path, source=case.label: shutil.copy2(source, path))
+
+
+def _is_copy(target: Path, source: Path) -> bool:
+    """By size and time of modification, which copies keep."""
+    if not target.is_file():
+        return False
+    copy, original = target.stat(), source.stat()
+    return (copy.st_size, copy.st_mtime_ns) == (original.st_size, original.st_mtime_ns)

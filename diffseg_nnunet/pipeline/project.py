@@ -14,7 +14,7 @@ from diffseg_nnunet.pipeline.manifest import Manifest
 from diffseg_nnunet.pipeline.reporter import Reporter, Silent
 from diffseg_nnunet.planning.section import PLANS_NAME, UNLABELLED_SUFFIX, diffseg_section
 from diffseg_nnunet.preprocessed import preprocessed_cases
-from diffseg_nnunet.raw_dataset import RawDataset
+from diffseg_nnunet.raw_dataset import DATASET_JSON, RawDataset, read_json_object
 from diffseg_nnunet.workspace import Workspace
 
 
@@ -78,8 +78,15 @@ class Project:
         return plans
 
     def dataset_json(self) -> dict[str, Any]:
-        """dataset.json as it was planned with."""
-        return json.loads((self.preprocessed / "dataset.json").read_text(encoding="utf-8"))
+        """dataset.json as it was planned with.
+
+        Raises:
+            BadInputError: the data set is not planned.
+        """
+        path = self.preprocessed / DATASET_JSON
+        if not path.is_file():
+            raise BadInputError(f"{self.name} is not planned, {path} is missing.", f"Run `diffseg plan {self.id}`.")
+        return read_json_object(path)
 
     def configuration(self, name: str) -> Any:
         """nnU-Net's manager of a configuration of the plans.

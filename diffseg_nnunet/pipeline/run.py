@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from diffseg_nnunet.evaluation.folders import Evaluation
@@ -12,7 +13,9 @@ from diffseg_nnunet.pipeline import planning, prediction, preprocessing, selecti
 from diffseg_nnunet.pipeline.evaluating import evaluate_validation
 from diffseg_nnunet.pipeline.planning import PlanRequest
 from diffseg_nnunet.pipeline.project import Project
+from diffseg_nnunet.pipeline.splits import check_fold
 from diffseg_nnunet.pipeline.stages import Fold
+from diffseg_nnunet.planning.hardware import resolve_device
 
 TEST_PREDICTIONS = "predictions_imagesTs"
 _KEPT_SETTINGS = ("iterations", "seed", "optimizer", "initial_lr", "precision")
@@ -20,28 +23,52 @@ _KEPT_SETTINGS = ("iterations", "seed", "optimizer", "initial_lr", "precision")
 
 @dataclass(frozen=True)
 class RunRequest:
-    """What to run. Settings that are None keep what an earlier command of the data set used, else the default.
+    """What to run. What is None, or missing in a mapping, is as in the data set's last run, else the default.
 
     Attributes:
-        configurations: empty: 3d_fullres, or 2d where the data are.
-        folds: trained one after the other.
-        strategy: "finetune" or "scratch".
-        pretrain_on: "fold" (each fold's own training cases: validation cases stay unseen) or "all" (once, all cases).
+        configurations: default: 3d_fullres, or 2d where the data are.
+        folds: trained one after the other; default: 0.
+        strategy: "finetune" (default) or "scratch".
+        pretrain_on: "fold" (default; each fold's own training cases: validation cases stay unseen) or "all" (once, all
+            cases).
         plan: fields of PlanRequest that were given.
         pretraining, training: fields of the stages' settings that were given.
         device: "auto", "cpu" or "cuda".
         predict_test: segment imagesTs with the result.
     """
 
-    configurations: tuple[str, ...] = ()
-    folds: tuple[Fold, ...] = (0,)
-    strategy: str = "finetune"
-    pretrain_on: str = "fold"
+    configurations: tuple[str, ...] | None = None
+    folds: tuple[Fold, ...] | None = None
+    strategy: str | None = None
+    pretrain_on: str | None = None
     plan: Mapping[str, Any] = field(default_factory=dict)
     pretraining: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
     device: str = "auto"
     predict_test: bool = True
+
+    def on_top_of(self, last: Mapping[str, Any]) -> RunRequest:
+        """This request with the gaps filled from the options of the last run, as :meth:`kept` stored them."""
+        return replace(
+            self,
+            configurations=self.configurations or tuple(last.get("configurations") or ()) or None,
+            folds=self.folds or tuple(last.get("folds") or (0,)),
+            strategy=self.strategy or last.get("strategy") or "finetune",
+            pretrain_on=self.pretrain_on or last.get("pretrain_on") or "fold",
+            pretraining={**last.get("pretraining", {}), **self.pretraining},
+            training={**last.get("training", {}), **self.training},
+        )
+
+    def kept(self) -> dict[str, Any]:
+        """What the next run may fall back on; the plan's options are kept with the plan."""
+        return {
+            "configurations": list(self.configurations or ()),
+            "folds": list(self.folds or ()),
+            "strategy": self.strategy,
+            "pretrain_on": self.pretrain_on,
+            "pretraining": dict(self.pretraining),
+            "training": dict(self.training),
+        }
 
 
 @dataclass(frozen=True)
@@ -55,17 +82,26 @@ class RunResult:
 
 def run(project: Project, request: RunRequest) -> RunResult:
     """Verify, plan, preprocess, pretrain, train, evaluate, select, and predict the test images."""
+    resolve_device(request.device)  # before hours of work that end there
+    request = request.on_top_of(project.manifest.last_run())
+    project.manifest.remember_run(request.kept())
     for finding in planning.verify(project):
         project.reporter.warn(str(finding))
     planned = planning.plan(project, _plan_request(project, request))
+    for dataset_id in _plan_request(project, request).unlabelled:
+        planning.verify(Project.open(project.workspace, dataset_id, project.reporter))
     _report_mirroring(project, planned)
     configurations = request.configurations or _default_configurations(planned)
+    for configuration in configurations:
+        project.configuration(configuration)
     preprocessing.preprocess(project, configurations)
     if not project.raw().labelled_cases():
         for configuration in configurations:
             _pretrain(project, request, configuration, "all")
         project.reporter.info(f"{project.name} has no labels: it is pretrained, and there is nothing to train")
         return RunResult({}, None, [])
+    for fold in request.folds:
+        check_fold(project, configurations[0], fold)
     evaluations = {}
     for configuration in configurations:
         for fold in request.folds:
@@ -92,26 +128,26 @@ def _report_mirroring(project: Project, plans: Mapping[str, Any]) -> None:
 
 
 def _train_fold(project: Project, request: RunRequest, configuration: str, fold: Fold, members: int) -> Evaluation:
-    strategy = request.strategy
+    strategy, pretrained = request.strategy, None
     if strategy == "finetune":
-        _pretrain(project, request, configuration, fold if request.pretrain_on == "fold" else "all")
+        pretrained = _pretrain(project, request, configuration, fold if request.pretrain_on == "fold" else "all")
     stage = f"train/{strategy}/{configuration}/fold_{fold}"
-    settings = _kept(project, stage, _KEPT_SETTINGS, request.training)
+    settings = _kept(project, stage, request.training)
     # ensembling configurations reads the softmax outputs of the validation cases
-    stages.train(project, configuration, fold, request.device, strategy, save_probabilities=members > 1, **settings)
+    probabilities = members > 1
+    stages.train(project, configuration, fold, request.device, strategy, pretrained, probabilities, **settings)
     return evaluate_validation(project, strategy, configuration, fold)
 
 
-def _pretrain(project: Project, request: RunRequest, configuration: str, fold: Fold) -> None:
-    stage = f"pretrain/{configuration}/fold_{fold}"
-    settings = _kept(project, stage, _KEPT_SETTINGS, request.pretraining)
-    stages.pretrain(project, configuration, fold, request.device, **settings)
+def _pretrain(project: Project, request: RunRequest, configuration: str, fold: Fold) -> Path:
+    settings = _kept(project, f"pretrain/{configuration}/fold_{fold}", request.pretraining)
+    return stages.pretrain(project, configuration, fold, request.device, **settings)
 
 
-def _kept(project: Project, stage: str, names: tuple[str, ...], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of the last run of a stage, with what was given on top."""
+def _kept(project: Project, stage: str, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """What the run wants, on top of the settings a single command gave the stage."""
     stored = project.manifest.stage(stage).get("settings", {})
-    return {**{name: stored[name] for name in names if name in stored}, **given}
+    return {**{name: stored[name] for name in _KEPT_SETTINGS if name in stored}, **wanted}
 
 
 def _select(project: Project, request: RunRequest, configurations: tuple[str, ...]) -> selection.Selection | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from diffseg_nnunet import registry
 from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.pipeline.stages import FINAL, Fold, file_digest
-from diffseg_nnunet.planning.hardware import usable_cores
+from diffseg_nnunet.planning.hardware import worker_count
 from diffseg_nnunet.planning.section import PLANS_NAME
 
 
@@ -56,7 +56,7 @@ def _find_best(project: Project, configurations: Sequence[str], folds: Sequence[
 
     models = [{"plans": PLANS_NAME, "configuration": c, "trainer": trainer} for c in configurations]
     found = find_best_configuration(
-        project.name, models, allow_ensembling=len(models) > 1, num_processes=usable_cores(), folds=tuple(folds)
+        project.name, models, allow_ensembling=len(models) > 1, num_processes=worker_count(), folds=tuple(folds)
     )["best_model_or_ensemble"]
     return {
         "configurations": [model["configuration"] for model in found["selected_model_or_models"]],

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from diffseg_nnunet import registry
+from diffseg_nnunet.atomic import remove_leftovers
 from diffseg_nnunet.errors import BadInputError
-from diffseg_nnunet.pipeline.device import prepare_device
-from diffseg_nnunet.pipeline.planning import check_fold, ensure_splits
+from diffseg_nnunet.pipeline.device import prepare_device, release_memory
 from diffseg_nnunet.pipeline.preprocessing import preprocessing_inputs, require_preprocessed
 from diffseg_nnunet.pipeline.project import Project
+from diffseg_nnunet.pipeline.splits import check_fold, ensure_splits
 from diffseg_nnunet.planning.section import diffseg_section, stage_plan
 from diffseg_nnunet.training import checkpoint as checkpoints
 from diffseg_nnunet.training.settings import PretrainingSettings, TrainingSettings
@@ -24,11 +25,14 @@ FINAL, LATEST = "checkpoint_final.pth", "checkpoint_latest.pth"
 Fold = int | str
 
 
-def pretrain(project: Project, configuration: str, fold: Fold, device_name: str, **settings: Any) -> Path:
+def pretrain(
+    project: Project, configuration: str, fold: Fold, device_name: str, *, resume: bool = True, **settings: Any
+) -> Path:
     """Pretrain the planned network; resumes an interrupted run with the same inputs, skips a finished one.
 
     Args:
         fold: its training cases and the unlabelled pool are pretrained on; "all": every case.
+        resume: False sets earlier results aside and starts afresh.
         settings: fields of :class:`PretrainingSettings` other than the plan's.
 
     Returns:
@@ -42,7 +46,8 @@ def pretrain(project: Project, configuration: str, fold: Fold, device_name: str,
     cases = _cases(project, configuration, fold)
     inputs = _inputs(project, configuration, cases, chosen)
     folder = project.model_folder("pretrain", configuration) / f"fold_{fold}"
-    return _run(project, "pretrain", f"pretrain/{configuration}/fold_{fold}", folder, inputs, chosen, device, None)
+    stage = f"pretrain/{configuration}/fold_{fold}"
+    return _run(project, "pretrain", stage, folder, inputs, chosen, device, None, resume=resume)
 
 
 def train(
@@ -53,6 +58,8 @@ def train(
     strategy: str = "finetune",
     pretrained: Path | None = None,
     save_probabilities: bool = False,
+    *,
+    resume: bool = True,
     **settings: Any,
 ) -> Path:
     """Train one fold and predict its validation cases; resumes an interrupted run, skips a finished one.
@@ -61,6 +68,7 @@ def train(
         strategy: "finetune" from a pretrained network, or "scratch".
         pretrained: checkpoint to start from; None: this data set's own of the same fold, else of all cases.
         save_probabilities: of the validation cases, for ensembling configurations.
+        resume: False sets earlier results aside and starts afresh.
         settings: fields of :class:`TrainingSettings`.
 
     Returns:
@@ -69,6 +77,11 @@ def train(
     device = prepare_device(device_name)
     stage_plan(project.plans(), configuration, "training")
     require_preprocessed(project, configuration)
+    if not project.labelled_preprocessed(configuration):
+        raise BadInputError(
+            f"{project.name} has no labels: there is nothing to train.",
+            f"Pretrain on it with `diffseg pretrain {project.id}`, or add labels.",
+        )
     cases = _cases(project, configuration, fold)
     chosen = TrainingSettings(**settings)
     inputs = _inputs(project, configuration, cases, chosen) | {"strategy": strategy}
@@ -81,7 +94,7 @@ def train(
         raise BadInputError("--pretrained does not go with --strategy scratch.", "Leave one of them out.")
     folder = project.model_folder(strategy, configuration) / f"fold_{fold}"
     stage = f"train/{strategy}/{configuration}/fold_{fold}"
-    return _run(project, strategy, stage, folder, inputs, chosen, device, weights, save_probabilities)
+    return _run(project, strategy, stage, folder, inputs, chosen, device, weights, save_probabilities, resume)
 
 
 def find_pretrained(project: Project, configuration: str, fold: Fold) -> Path:
@@ -158,15 +171,20 @@ def _run(
     device: Any,
     weights: Path | None,
     save_probabilities: bool = False,
+    resume: bool = True,
 ) -> Path:
     final = folder / FINAL
+    if not resume:
+        _set_aside(project, folder)
     complete = not save_probabilities or any((folder / "validation").glob("*.npz"))
     if final.is_file() and complete and project.manifest.is_finished(stage, inputs):
         project.reporter.info(f"{stage}: finished before, unchanged")
         return final
-    with project.manifest.running(stage, inputs, settings.to_json()) as run, project.log(stage.replace("/", "_")):
-        if run.fresh:
-            _set_aside(project, folder)
+    if weights is not None:
+        _refuse_misfit(project, trainer_name, folder, weights)
+    running = project.manifest.running(stage, inputs, settings.to_json(), lambda: _set_aside(project, folder))
+    with running as run, project.log(stage.replace("/", "_")):
+        remove_leftovers(folder)
         trainer = _build_trainer(project, trainer_name, inputs, folder, device)
         trainer.apply(settings)
         trainer.progress = lambda done, total, news: project.reporter.progress(stage, done, total, news)
@@ -175,19 +193,43 @@ def _run(
             trainer.run_training()
         trainer.perform_actual_validation(save_probabilities)
         run.outputs.update(_outputs(project, trainer, final, weights))
+    del trainer  # the next fold of this process needs its memory
+    release_memory(device)
     return final
 
 
 def _build_trainer(project: Project, name: str, inputs: dict, folder: Path, device: Any) -> Any:
     """An nnU-Net trainer of the project's plans; `folder` is the one nnU-Net derives, checked so that both agree."""
     trainer_class = registry.load("trainers", name)
-    configuration, fold = folder.parent.name.split("__")[2], folder.name.removeprefix("fold_")
+    configuration, fold = _configuration_of(folder), folder.name.removeprefix("fold_")
     plans = {**project.plans(), "continue_training": (folder / LATEST).is_file()}
     trainer = trainer_class(
         plans, configuration, fold if fold == "all" else int(fold), project.dataset_json(), device=device
     )
     assert Path(trainer.output_folder) == folder, (trainer.output_folder, folder)
     return trainer
+
+
+def _configuration_of(folder: Path) -> str:
+    """The configuration, by nnU-Net's name of a model folder."""
+    return folder.parent.name.split("__")[2]
+
+
+def _refuse_misfit(project: Project, trainer_name: str, folder: Path, weights: Path) -> None:
+    """Raises BadInputError if the weights are not the planned network's, before anything earlier is set aside."""
+    from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    manager, dataset_json = PlansManager(project.plans()), project.dataset_json()
+    configuration = manager.get_configuration(_configuration_of(folder))
+    network = registry.load("trainers", trainer_name).build_network_architecture(
+        manager,
+        configuration,
+        determine_num_input_channels(manager, configuration, dataset_json),
+        manager.get_label_manager(dataset_json).num_segmentation_heads,
+        enable_deep_supervision=True,
+    )
+    checkpoints.initialise(network, checkpoints.load_safely(weights)["network_weights"], str(weights))
 
 
 def _start_or_resume(project: Project, trainer: Any, folder: Path, weights: Path | None) -> None:
@@ -199,6 +241,7 @@ def _start_or_resume(project: Project, trainer: Any, folder: Path, weights: Path
         project.reporter.info(f"going on from {resume.name} at epoch {trainer.current_epoch}/{trainer.num_epochs}")
     elif weights is not None:
         content = checkpoints.load_safely(weights)
+        _warn_of_other_data(project, trainer.configuration_name, content, weights)
         seen = seen_in_pretraining(content, project.name, trainer.do_split()[1])
         if seen and trainer.fold != "all":
             project.reporter.warn(
@@ -208,20 +251,34 @@ def _start_or_resume(project: Project, trainer: Any, folder: Path, weights: Path
         project.reporter.info(f"starting from {weights} ({count} tensors)")
 
 
+def _warn_of_other_data(project: Project, configuration: str, checkpoint: Mapping[str, Any], weights: Path) -> None:
+    """A network pretrained at another spacing or normalisation fits in shape, and helps less."""
+    theirs, ours = checkpoint.get("plans", {}), project.plans()
+    then = theirs.get("configurations", {}).get(configuration)
+    if then is None:
+        return
+    keys = ("spacing", "normalization_schemes", "use_mask_for_norm")
+    differing = [key for key in keys if then.get(key) != ours["configurations"][configuration].get(key)]
+    general = ("foreground_intensity_properties_per_channel", "transpose_forward")
+    differing += [key for key in general if theirs.get(key) != ours.get(key)]
+    if differing:
+        project.reporter.warn(f"{weights} was pretrained on data preprocessed otherwise: {', '.join(differing)} differ")
+
+
 def _set_aside(project: Project, folder: Path) -> None:
     """Results of other inputs are renamed, not overwritten: they may be hours of work."""
     if folder.exists() and any(folder.iterdir()):
         kept = folder.with_name(f"superseded_{folder.name}_{datetime.now():%Y%m%d-%H%M%S}")
         folder.rename(kept)
-        project.reporter.warn(f"data, plan or settings have changed: the earlier {folder.name} is kept as {kept}")
+        project.reporter.warn(f"the earlier {folder.name}, of other data, plan or settings, is kept as {kept}")
     elif folder.exists():
         shutil.rmtree(folder)
 
 
 def _outputs(project: Project, trainer: Any, final: Path, weights: Path | None) -> dict[str, Any]:
     outputs: dict[str, Any] = {"checkpoint": str(final.relative_to(project.workspace.results))}
-    if hasattr(trainer, "pool"):
-        outputs["cases_seen"] = dict(trainer.pool.record())
+    if (pool := getattr(trainer, "pool_record", None)) is not None:
+        outputs["cases_seen"] = pool
     if weights is not None:
         outputs["pretrained"] = str(weights)
     return outputs

@@ -75,6 +75,12 @@ def usable_cores(root: Path = _ROOT) -> int:
     return max(1, min(counts))
 
 
+def worker_count() -> int:
+    """Processes or threads for work on cases: the usable cores, or fewer if nnU-Net's nnUNet_def_n_proc says so."""
+    wanted = os.environ.get("nnUNet_def_n_proc", "")
+    return max(1, min(usable_cores(), int(wanted) if wanted.isdecimal() else usable_cores()))
+
+
 def memory_limit_gib(root: Path = _ROOT) -> float:
     """Memory this process may use at most, GiB: the cgroup's limit or the machine's memory, whichever is less."""
     import psutil

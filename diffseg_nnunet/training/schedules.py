@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 NNUNET_ITERATIONS_PER_EPOCH = 250
 NNUNET_ITERATIONS = 250 * 1000
-_MIN_EPOCHS = 20
+_SHORT_RUN_EPOCHS = 20
 _VALIDATION_SHARE = 5  # nnU-Net: 50 validation iterations for 250 training iterations
 
 
@@ -27,15 +27,15 @@ class EpochPlan:
 def split_iterations(iterations: int) -> EpochPlan:
     """Split a number of iterations into epochs of at most nnU-Net's 250.
 
-    Short runs get at least 20 epochs, since checkpoints and learning rate follow epochs. The length is rounded up to
-    whole epochs, by less than one iteration per epoch.
+    Short runs get about 20 epochs (11 to 20, or one per iteration), since checkpoints and learning rate follow epochs.
+    The length is rounded up to whole epochs, by less than one iteration per epoch.
 
     Raises:
         ValueError: less than one iteration.
     """
     if iterations < 1:
         raise ValueError(f"a training needs at least 1 iteration, not {iterations}")
-    epochs = max(min(_MIN_EPOCHS, iterations), math.ceil(iterations / NNUNET_ITERATIONS_PER_EPOCH))
+    epochs = max(min(_SHORT_RUN_EPOCHS, iterations), math.ceil(iterations / NNUNET_ITERATIONS_PER_EPOCH))
     per_epoch = math.ceil(iterations / epochs)
     epochs = math.ceil(iterations / per_epoch)
     return EpochPlan(epochs, per_epoch, max(1, per_epoch // _VALIDATION_SHARE))

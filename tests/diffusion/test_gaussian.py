@@ -148,9 +148,7 @@ def test_settings_survive_json() -> None:
     assert DiffusionSettings(**json.loads(json.dumps(chosen.to_json()))) == chosen
 
 
-@given(
-    seed=st.integers(0, 2**31), batch=st.integers(1, 3), channels=st.integers(1, 3), three_dimensional=st.booleans()
-)
+@given(seed=st.integers(0, 2**31), batch=st.integers(1, 3), channels=st.integers(1, 3), three_dimensional=st.booleans())
 @settings(max_examples=30, deadline=None)
 def test_masked_mean_square_error(seed: int, batch: int, channels: int, three_dimensional: bool) -> None:
     rng = np.random.default_rng(seed)

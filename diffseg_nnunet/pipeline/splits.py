@@ -1,0 +1,91 @@
+"""Which cases train and which validate a fold: nnU-Net's splits_final.json, kept true to the cases there are."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from diffseg_nnunet.atomic import write_json
+from diffseg_nnunet.errors import BadInputError
+from diffseg_nnunet.pipeline.project import Project
+
+Splits = list[dict[str, list[str]]]
+_FOLDS = 5
+
+
+def ensure_splits(project: Project, configuration: str) -> Splits:
+    """The splits of the preprocessed labelled cases, written atomically where there are none.
+
+    Splits that nnU-Net's rule made are made anew when cases have come or gone. A user's own (a published split) are
+    never touched: cases they leave out are warned of, cases that do not exist are refused.
+
+    Raises:
+        BadInputError: too few cases for a split; the file is no splits file; it names cases that do not exist.
+    """
+    path = project.preprocessed / "splits_final.json"
+    cases = sorted(project.labelled_preprocessed(configuration))
+    if path.is_file():
+        splits = _read(path)
+        named = sorted({case for split in splits for part in ("train", "val") for case in split[part]})
+        if named == cases:
+            return splits
+        if not _made_by_rule(splits, named):
+            _check_own(project, path, named, cases)
+            return splits
+        project.reporter.warn(f"cases have come or gone since {path} was written: the folds are drawn anew")
+    if len(cases) < 2:
+        raise BadInputError(
+            f"{project.name} has {len(cases)} labelled case(s) preprocessed for {configuration}: too few for a split.",
+            "Label more, or train on everything with `-f all`.",
+        )
+    splits = _by_rule(cases)
+    write_json(path, splits)
+    return splits
+
+
+def check_fold(project: Project, configuration: str, fold: int | str) -> None:
+    """Raises BadInputError if the splits have no such fold; nnU-Net would make up another split."""
+    if fold == "all":
+        return
+    count = len(ensure_splits(project, configuration))
+    if not 0 <= int(fold) < count:
+        raise BadInputError(
+            f"{project.name} has folds 0 to {count - 1}, not {fold}.",
+            f"Choose one of them or 'all', or add it to {project.preprocessed / 'splits_final.json'}.",
+        )
+
+
+def _by_rule(cases: list[str]) -> Splits:
+    """nnU-Net's five-fold cross-validation, with fewer folds where there are fewer cases."""
+    from nnunetv2.utilities.crossval_split import generate_crossval_split
+
+    splits = generate_crossval_split(cases, n_splits=min(_FOLDS, len(cases)))
+    return [{part: [str(case) for case in members] for part, members in split.items()} for split in splits]
+
+
+def _made_by_rule(splits: Splits, named: list[str]) -> bool:
+    return len(named) >= 2 and splits == _by_rule(named)
+
+
+def _read(path: Path) -> Splits:
+    try:
+        splits = json.loads(path.read_text(encoding="utf-8"))
+        valid = bool(splits) and all(isinstance(split[part], list) for split in splits for part in ("train", "val"))
+    except (ValueError, TypeError, KeyError):
+        valid = False
+    if not valid:
+        raise BadInputError(
+            f"{path} is no nnU-Net splits file.", 'Write it as [{"train": [...], "val": [...]}, ...], or remove it.'
+        )
+    return splits
+
+
+def _check_own(project: Project, path: Path, named: list[str], cases: list[str]) -> None:
+    missing, left_out = sorted(set(named) - set(cases)), sorted(set(cases) - set(named))
+    if missing:
+        raise BadInputError(
+            f"{path} names {len(missing)} case(s) that {project.name} does not have preprocessed, e.g. {missing[0]}.",
+            "Mend the file, or remove it to have nnU-Net's folds drawn.",
+        )
+    if left_out:
+        project.reporter.warn(f"{path} leaves out {len(left_out)} labelled case(s), e.g. {left_out[0]}")

@@ -1,0 +1,113 @@
+"""The command line as its users run it: in a process of its own, in a folder of its own, without inherited settings."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+_OURS = ("nnUNet_", "DIFFSEG_")
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A command that has ended."""
+
+    code: int
+    out: str
+    err: str
+    seconds: float
+
+    def ok(self) -> Finished:
+        assert self.code == 0, f"exit code {self.code}\n{self.out}\n{self.err}"
+        return self
+
+    def refused(self, *words: object) -> Finished:
+        """It ended as on wrong usage or data: exit code 2, no traceback, and a message that holds all of `words`."""
+        assert self.code == 2, f"exit code {self.code}\n{self.out}\n{self.err}"
+        assert "Traceback" not in self.out + self.err
+        for word in words:
+            assert str(word) in self.err, f"{word!r} is not in:\n{self.err}"
+        return self
+
+
+class Started:
+    """A command that runs, as leader of its own process group, on one core.
+
+    Stages take the cores they find, and the tests' tiny networks on several threads would mostly wait for each other.
+    """
+
+    _cores = itertools.cycle(sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [None])
+
+    def __init__(self, command: Sequence[object], cwd: Path, environment: dict[str, str]):
+        core = next(self._cores)
+        self._begin = time.monotonic()
+        self.process = subprocess.Popen(
+            [str(word) for word in command],
+            cwd=cwd,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            preexec_fn=None if core is None else lambda: os.sched_setaffinity(0, {core}),
+        )
+
+    def wait(self, timeout_s: float = 600) -> Finished:
+        try:
+            out, err = self.process.communicate(timeout=timeout_s)
+        except BaseException:
+            self.kill()
+            raise
+        return Finished(self.process.returncode, out, err, time.monotonic() - self._begin)
+
+    def kill(self) -> None:
+        """End the whole process group at once, as a power cut would."""
+        try:
+            os.killpg(self.process.pid, 9)
+        except ProcessLookupError:
+            return
+        self.process.wait()
+
+
+class CommandLine:
+    """Runs commands in `folder`; ``./diffseg_workspace`` there is the default workspace."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def start(self, *arguments: object, **variables: object) -> Started:
+        """``diffseg arguments``, with further environment variables."""
+        return self.start_other(sys.executable, "-m", "diffseg_nnunet", *arguments, **variables)
+
+    def start_other(self, *command: object, **variables: object) -> Started:
+        """Any other command."""
+        return Started(command, self.folder, clean_environment() | {name: str(v) for name, v in variables.items()})
+
+    def __call__(self, *arguments: object, **variables: object) -> Finished:
+        return self.start(*arguments, **variables).wait()
+
+
+def clean_environment() -> dict[str, str]:
+    """This process's, without nnU-Net's and our variables, and without a GPU."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
+    return kept | {"CUDA_VISIBLE_DEVICES": ""}
+
+
+@pytest.fixture(scope="session")
+def command_line() -> Callable[[Path], CommandLine]:
+    """The command line in a given folder."""
+    return CommandLine
+
+
+@pytest.fixture
+def diffseg(tmp_path: Path) -> CommandLine:
+    """The command line in an empty folder."""
+    return CommandLine(tmp_path)

@@ -1,0 +1,200 @@
+"""Wrong input to the later stages, on a trained project: refused before anything that is there is touched."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+
+if TYPE_CHECKING:
+    from tests.pipeline.conftest import TinyProject
+
+pytestmark = pytest.mark.pipeline
+
+
+class Trap:
+    """Pickled, it runs a command when it is unpickled."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.path,)
+
+
+def contents(project: TinyProject) -> dict[Path, int]:
+    """Every file of the results but the logs, which any command may write."""
+    files = [path for path in project.results.rglob("*") if path.is_file() and path.parent.name != "logs"]
+    return {path: path.stat().st_mtime_ns for path in files}
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("train 1 -f 9", ("has folds 0 to 4, not 9", "splits_final.json")),
+        ("train 1 -f first", ("'first' is no fold", "'all'")),
+        ("train 1 -c 3d_lowres", ("have no configuration '3d_lowres'", "There are: 2d, 3d_fullres")),
+        ("train 1 --strategy prayer", ("--strategy prayer is not known", "finetune, scratch")),
+        ("train 1 --optimizer lion", ("--optimizer lion is not known", "sgd, adamw")),
+        ("train 1 --device cuda", ("Device 'cuda' cannot be used", "--device cpu")),
+        ("train 1 -c 2d", ("is not preprocessed for 2d", "diffseg preprocess 1 -c 2d")),
+        ("train 1 -f 1", ("no pretrained network for fold 1", "there: fold_0", "diffseg pretrain 1")),
+        ("train 1 --pretrained gone.pth", ("There is no checkpoint gone.pth", "Correct the path")),
+        ("pretrain 1 --device tpu", ("Unknown device 'tpu'", "auto, cpu, cuda")),
+        ("pretrain 1 --precision int8", ("--precision int8 is not known", "float32")),
+        ("plan 1 --gpu-memory little", ("'little' is not a memory budget", "GiB")),
+        ("plan 1 --backbone transformer", ("Unknown planner 'transformer'", "plain, resenc")),
+        ("plan 1 --unlabeled 77", ("no data set with id 77", "Dataset001_Phantom")),
+        ("plan 1 --spacing 1 0 1", ("not positive", "mm")),
+        ("preprocess 1 -c nonsense", ("have no configuration 'nonsense'", "There are: 2d, 3d_fullres")),
+        ("run 1 --device cuda", ("Device 'cuda' cannot be used", "--device cpu")),
+        ("export 1 --stock model.tar", ("model.tar does not end in .zip", "OUT.zip")),
+        ("export 1 --stock model.zip -c 2d", ("has no trained fold", "diffseg train 1 -c 2d")),
+        ("export 1 --stock model.zip -f 3", ("has no trained fold_3", "diffseg train 1")),
+        ("predict -d 1 -i gone -o out", ("There is no folder gone", "-i")),
+        ("predict -d 1 -i diffseg_workspace -o out", ("holds no image CASE_0000.nii.gz", "file ending")),
+        ("predict -d 1 -i {images} -o {images}", ("holds the images", "-o")),
+        ("predict -d 1 -i {images} -o out -f 0 1", ("There is no trained model", "fold_1", "trained there: fold_0")),
+        ("predict -d 1 -i {images} -o out -c 2d", ("There is no trained model", "trained there: none", "-c")),
+        ("predict -d 1 -i {images} -o out --postprocessing no.pkl", ("no file no.pkl", "--postprocessing")),
+        ("predict -d 2 -i {images} -o out", ("There is no trained model", "Dataset002_Pool")),
+    ],
+)
+def test_refused_on_a_trained_project(command: str, words: tuple[str, ...], trained: TinyProject) -> None:
+    before, beside = contents(trained), set(trained.folder.iterdir())
+    arguments = command.format(images=trained.test_images).split()
+    trained.diffseg(*arguments).refused(*words)
+    assert contents(trained) == before
+    assert set(trained.folder.iterdir()) == beside
+
+
+def test_a_checkpoint_of_other_shapes(project: TinyProject) -> None:
+    checkpoint = torch.load(project.pretrained() / "checkpoint_final.pth", weights_only=True)
+    weights = checkpoint["network_weights"]
+    shrunk, lost, *_ = weights
+    weights[shrunk] = weights[shrunk][:4].clone()
+    del weights[lost]
+    weights["encoder.surplus"] = torch.zeros(3)
+    torch.save(checkpoint, project.folder / "other.pth")
+    before = contents(project)
+    project.diffseg("train", 1, "--pretrained", "other.pth", "--iterations", 5).refused(
+        "other.pth does not fit the plan, 3 tensors differ",
+        f"{shrunk}: (4, ",
+        f"{lost}: missing in the checkpoint",
+        "encoder.surplus: not in the plan's network",
+        "diffseg pretrain",
+    )
+    assert contents(project) == before
+
+
+def test_a_checkpoint_that_would_run_a_command(project: TinyProject) -> None:
+    trace = project.folder / "executed"
+    torch.save({"network_weights": {}, "trap": Trap(trace)}, project.folder / "malicious.pth")
+    before = contents(project)
+    project.diffseg("train", 1, "--pretrained", "malicious.pth").refused(
+        "malicious.pth cannot be read", "without running"
+    )
+    assert not trace.exists()
+    assert contents(project) == before
+    torch.load(project.folder / "malicious.pth", weights_only=False)
+    assert trace.exists(), "the trap does not work, so nothing was tested"
+
+
+def test_plans_of_another_planner(project: TinyProject) -> None:
+    """Refused by every stage that reads them, and replaced by the command that the message names."""
+    path = project.preprocessed / "DiffSegPlans.json"
+    own = json.loads(path.read_text())
+    stock = {key: value for key, value in own.items() if key != "diffseg"} | {
+        "experiment_planner_used": "ExperimentPlanner",
+        "plans_name": "nnUNetPlans",
+    }
+    path.write_text(json.dumps(stock))
+    words = ("were made by ExperimentPlanner", "no 'diffseg' section", "diffseg plan")
+    for command in ("preprocess", "pretrain", "train"):
+        project.diffseg(command, 1).refused(*words)
+    planned = project.diffseg("plan", 1, *project.light_plan, "--unlabeled", 2).ok()
+    assert "is kept as" in planned.out
+    assert json.loads(path.read_text()) == own
+    (kept,) = project.preprocessed.glob("superseded_*_DiffSegPlans.json")
+    assert json.loads(kept.read_text()) == stock
+
+
+def test_plans_that_are_damaged(project: TinyProject) -> None:
+    (project.preprocessed / "DiffSegPlans.json").write_text('{"configurations": ')
+    project.diffseg("train", 1).refused("DiffSegPlans.json is not readable", "diffseg plan 1")
+    (project.preprocessed / "DiffSegPlans.json").unlink()
+    project.diffseg("train", 1).refused("has no plans", "diffseg plan 1")
+
+
+def test_bad_cases_are_set_aside_and_good_ones_predicted(project: TinyProject) -> None:
+    images, output = project.test_images, project.folder / "out"
+    good = sorted(path.name.replace("_0000.nii.gz", "") for path in images.iterdir())
+    example = images / f"{good[0]}_0000.nii.gz"
+    volume = sitk.ReadImage(str(example), sitk.sitkFloat32)
+    array = sitk.GetArrayFromImage(volume)
+
+    def write(name: str, content: np.ndarray) -> None:
+        image = sitk.GetImageFromArray(content, isVector=False)
+        if content.shape == array.shape:
+            image.CopyInformation(volume)
+        sitk.WriteImage(image, str(images / f"{name}_0000.nii.gz"))
+
+    (images / "cut_0000.nii.gz").write_bytes(example.read_bytes()[:5000])
+    (images / "text_0000.nii.gz").write_text("no volume")
+    (images / "link_0000.nii.gz").symlink_to(images / "nowhere.nii.gz")
+    write("nan", np.where(array == array.max(), np.nan, array))
+    write("flat", array[0])
+    write("series", np.stack([array, array]))
+    shutil.copy(example, images / "second_0001.nii.gz")
+    shutil.copy(example, images / "both_0000.nii.gz")
+    shutil.copy(example, images / "both_0001.nii.gz")
+
+    finished = project.diffseg("predict", "-d", 1, "-i", images, "-o", output)
+    assert finished.code == 2
+    assert "Traceback" not in finished.out + finished.err
+    for case, reason in {
+        "cut": "truncated",
+        "text": "has no NIfTI header",
+        "link": "leads nowhere",
+        "nan": "NaN or infinite",
+        "flat": "is 2D",
+        "series": "is 4D",
+        "second": "the channel numbers 0001, the model reads 0000",
+        "both": "the channel numbers 0000, 0001, the model reads 0000",
+    }.items():
+        (line,) = [line for line in finished.out.splitlines() if line.startswith(f"Warning: {case} was set aside: ")]
+        assert reason in line
+    assert sorted(path.name for path in output.glob("*.nii.gz")) == [f"{case}.nii.gz" for case in good]
+    assert not list(output.glob(".partial-*"))
+
+
+def test_images_without_channel_numbers(project: TinyProject) -> None:
+    """Understood where the model has one channel, refused where some have a number and some have none."""
+    images, output = project.folder / "phantom" / "test_images", project.folder / "out"
+    project.diffseg("predict", "-d", 1, "-i", images, "-o", output).ok()
+    assert sorted(path.name for path in output.glob("*.nii.gz")) == sorted(path.name for path in images.iterdir())
+    first = next(images.iterdir())
+    first.rename(first.with_name("renamed_0000.nii.gz"))
+    project.diffseg("predict", "-d", 1, "-i", images, "-o", output).refused("1 file(s)", "no channel number")
+
+
+def test_predicting_needs_nothing_but_the_model(project: TinyProject) -> None:
+    shutil.rmtree(project.preprocessed)
+    project.diffseg("predict", "-d", 1, "-i", project.test_images, "-o", "out").ok()
+    assert len(list((project.folder / "out").glob("*.nii.gz"))) == 2
+
+
+def test_validation_cases_that_cannot_be_scored(project: TinyProject) -> None:
+    case = project.splits()[0]["val"][0]
+    path = project.trained() / "validation" / f"{case}.nii.gz"
+    path.write_bytes(path.read_bytes()[:100])
+    shutil.rmtree(project.trained() / "validation_report")
+    finished = project.diffseg("train", 1, "--iterations", 20, "--optimizer", "adamw", "--seed", 7)
+    assert finished.code == 2
+    assert f"{case} was not scored: {case}.nii.gz cannot be read: it is truncated" in finished.out

@@ -1,0 +1,99 @@
+"""A small preprocessed phantom, made once, and trainers that work on it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from diffseg_nnunet import registry
+from diffseg_nnunet.phantom import write_phantom
+from diffseg_nnunet.pipeline.planning import PlanRequest, plan
+from diffseg_nnunet.pipeline.preprocessing import preprocess
+from diffseg_nnunet.pipeline.project import Project
+from diffseg_nnunet.planning.section import diffseg_section
+from diffseg_nnunet.trainers import DiffSegPretrainer
+from diffseg_nnunet.training.settings import PretrainingSettings, TrainingSettings
+from diffseg_nnunet.workspace import Workspace
+
+LABELLED, UNLABELLED = 901, 902
+REQUEST = PlanRequest(gpu_memory="1", backbone="plain", base_features=8, spacing=(14.0, 14.0, 14.0))
+
+
+@contextmanager
+def environment_restored() -> Iterator[None]:
+    """nnU-Net's variables are process-wide: those of the caller neither matter within the block nor change."""
+    kept = dict(os.environ)
+    for variable in kept:
+        if variable.startswith(("nnUNet_", "DIFFSEG_")):
+            del os.environ[variable]
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(kept)
+
+
+@pytest.fixture(scope="session")
+def phantom_workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """Six labelled and four unlabelled phantoms, both planned and preprocessed."""
+    folder = tmp_path_factory.mktemp("phantom")
+    with environment_restored():
+        workspace = Workspace.locate(folder / "workspace").activate()
+        source = folder / "source"
+        write_phantom(source, labelled=6, unlabelled=4, test=0, seed=3)
+        converter = registry.load("converters", "folder")()
+        labelled = converter.plan(source / "images", source / "labels", source / "labels.json", "CT", "Phantom")
+        unlabelled = converter.plan(source / "unlabelled_images", None, None, "CT", "Unlabelled")
+        for number, conversion in ((LABELLED, labelled), (UNLABELLED, unlabelled)):
+            conversion.execute(dataset_id=number, workspace=workspace, workers=1)
+        for number, pool, configurations in (
+            (LABELLED, (UNLABELLED,), ["2d", "3d_fullres"]),
+            (UNLABELLED, (), ["3d_fullres"]),
+        ):
+            project = Project.open(workspace, number)
+            plan(project, replace(REQUEST, unlabelled=pool))
+            preprocess(project, configurations)
+    return workspace
+
+
+@pytest.fixture
+def workspace(phantom_workspace: Workspace, tmp_path: Path) -> Iterator[Workspace]:
+    """Active, with results of its own."""
+    with environment_restored():
+        yield replace(phantom_workspace, results=tmp_path / "results").activate()
+
+
+@pytest.fixture
+def project(workspace: Workspace) -> Project:
+    return Project.open(workspace, LABELLED)
+
+
+@pytest.fixture
+def new_trainer(workspace: Workspace) -> Callable[..., Any]:
+    """Builds a trainer on the CPU, as ``diffseg train`` does: (class, configuration, fold, **settings) -> trainer."""
+
+    def build(
+        trainer_class: type,
+        configuration: str = "3d_fullres",
+        fold: int | str = 0,
+        dataset: int = LABELLED,
+        **settings: Any,
+    ) -> Any:
+        project = Project.open(workspace, dataset)
+        plans = {**project.plans(), "continue_training": False}
+        trainer = trainer_class(plans, configuration, fold, project.dataset_json(), device=torch.device("cpu"))
+        settings = {"workers": 0, "iterations": 2, **settings}
+        if issubclass(trainer_class, DiffSegPretrainer):
+            trainer.apply(PretrainingSettings.from_plan(diffseg_section(plans), **settings))
+        else:
+            trainer.apply(TrainingSettings(**settings))
+        return trainer
+
+    return build

@@ -1,0 +1,171 @@
+"""Batches that depend on (seed, stream, index) alone, and patches that know where they lie."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
+
+from diffseg_nnunet.trainers import DiffSegPretrainer, DiffSegTrainer
+from diffseg_nnunet.trainers.loaders import PatchPairLoader, SeededLoader, serve, shut_down
+
+LABELS = LabelManager({"background": 0, "organ": 1}, regions_class_order=None)
+SHAPES = {"large": (12, 17, 15), "small": (5, 20, 3), "tiny": (2, 3, 4)}
+
+
+def served(loader: SeededLoader, workers: int, count: int, first: int = 0, seed: int = 7) -> list[dict[str, Any]]:
+    """`count` batches from batch `first` on."""
+    batches = serve(loader.start_at(seed, 0, first, workers), workers, pin_memory=False)
+    try:
+        return [next(batches) for _ in range(count)]
+    finally:
+        shut_down(batches)
+
+
+def same(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor):
+        return one.dtype == other.dtype and torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple, np.ndarray)):
+        return len(one) == len(other) and all(same(a, b) for a, b in zip(one, other, strict=True))
+    return one == other
+
+
+@pytest.mark.parametrize("trainer_class", [DiffSegPretrainer, DiffSegTrainer])
+def test_batches_depend_on_their_index_alone(new_trainer: Callable[..., Any], trainer_class: type) -> None:
+    trainer = new_trainer(trainer_class)
+    trainer.initialize()
+    loader, _ = trainer.build_loaders()
+    batches = served(loader, 0, 7)
+    assert same(served(loader, 0, 7), batches)
+    assert same(served(loader, 1, 3), batches[:3])
+    assert same(served(loader, 3, 7), batches)
+    # as after a resume
+    assert same(served(loader, 0, 2, first=4), batches[4:6])
+    assert same(served(loader, 3, 4, first=2), batches[2:6])
+    # all different, though their keys may repeat
+    assert not any(same(a["data"], b["data"]) for i, a in enumerate(batches) for b in batches[:i])
+    assert not same(served(loader, 0, 1, seed=8)[0]["data"], batches[0]["data"])
+
+
+@pytest.mark.parametrize("trainer_class", [DiffSegPretrainer, DiffSegTrainer])
+def test_caller_is_not_reseeded(new_trainer: Callable[..., Any], trainer_class: type) -> None:
+    trainer = new_trainer(trainer_class)
+    trainer.initialize()
+    loader, _ = trainer.build_loaders()
+    torch.manual_seed(1)
+    expected = torch.rand(2)
+    torch.manual_seed(1)
+    first = torch.rand(1)
+    served(loader, 0, 1)
+    assert torch.equal(torch.cat([first, torch.rand(1)]), expected)
+
+
+def test_augmentation_does_not_depend_on_timing(new_trainer: Callable[..., Any]) -> None:
+    """batchgeneratorsv2's blur can time two algorithms, and take the faster; their results differ by rounding."""
+    trainer = new_trainer(DiffSegTrainer)
+    trainer.initialize()
+    loader, _ = trainer.build_loaders()
+    names = []
+
+    def visit(transform: Any) -> None:
+        names.append(type(transform).__name__)
+        assert not getattr(transform, "benchmark", False), names[-1]
+        for inner in [*getattr(transform, "transforms", ()), getattr(transform, "transform", None)]:
+            if inner is not None:
+                visit(inner)
+
+    visit(loader.transforms)
+    assert {"GaussianBlurTransform", "SpatialTransform"} <= set(names)
+
+
+class Draws:
+    """A transform that writes what the three generators say into the patch."""
+
+    def __call__(self, image: torch.Tensor, segmentation: torch.Tensor) -> dict[str, torch.Tensor]:
+        image = torch.zeros_like(image)
+        image.view(-1)[:3] = torch.tensor([random.random(), np.random.rand(), torch.rand(1).item()])
+        return {"image": image, "segmentation": segmentation}
+
+
+@pytest.fixture
+def matrices() -> dict[str, np.ndarray]:
+    """Where the voxels of each case lie: any affine map."""
+    rng = np.random.default_rng(0)
+    return {case: np.column_stack([rng.normal(0, 3, (3, 3)), rng.uniform(-200, 200, 3)]) for case in SHAPES}
+
+
+@pytest.fixture
+def cases(tmp_path: Path, matrices: dict[str, np.ndarray]) -> nnUNetDatasetBlosc2:
+    """Preprocessed cases whose first three channels are positions in mm, and whose last is 1 within the scan."""
+    for case, shape in SHAPES.items():
+        voxels = np.stack(np.meshgrid(*(np.arange(n) for n in shape), indexing="ij"))
+        positions = np.einsum("ij,j...->i...", matrices[case][:, :3], voxels) + matrices[case][:, 3, None, None, None]
+        data = np.concatenate([positions, np.ones((1, *shape))]).astype(np.float32)
+        size = {"chunks": (1, *shape), "blocks": (1, *shape)}
+        nnUNetDatasetBlosc2.save_case(
+            data, np.zeros((1, *shape), np.int16), {"class_locations": {}}, str(tmp_path / case), **size
+        )
+    return nnUNetDatasetBlosc2(str(tmp_path), list(SHAPES))
+
+
+def pair_loader(cases: Any, batch: int, patch: tuple[int, ...], matrices: Any = None) -> PatchPairLoader:
+    return PatchPairLoader(cases, batch, patch, patch, LABELS, matrices=matrices)
+
+
+def test_workers_have_streams_of_their_own(cases: nnUNetDatasetBlosc2) -> None:
+    """Stock nnU-Net's workers share one torch stream: their first augmentations are the same."""
+    loader = SeededLoader(cases, 3, (4, 4, 4), (4, 4, 4), LABELS, transforms=Draws())
+    draws = torch.stack([batch["data"].flatten(1)[:, :3] for batch in served(loader, 2, 6)]).flatten()
+    assert len(draws) == 6 * 3 * 3
+    assert len(draws.unique()) == len(draws)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 6])
+def test_pairs_come_from_one_scan(cases: nnUNetDatasetBlosc2, batch_size: int) -> None:
+    seen = set()
+    for batch in served(pair_loader(cases, batch_size, (4, 4, 4)), 0, 12):
+        assert batch["data"].shape == (batch_size, 4, 4, 4, 4)
+        assert batch["scan"].tolist() == [index // 2 for index in range(batch_size)]
+        assert "target" not in batch
+        assert "affine" not in batch
+        for start in range(0, batch_size, 2):
+            assert len(set(batch["keys"][start : start + 2])) == 1
+        seen |= set(batch["keys"])
+    assert seen == set(SHAPES)
+
+
+def test_patches_of_a_pair_lie_at_different_places(cases: nnUNetDatasetBlosc2, matrices: dict[str, np.ndarray]) -> None:
+    batches = served(pair_loader(cases, 2, (4, 4, 3), matrices), 0, 20)
+    distinct = [not torch.equal(*batch["affine"]) for batch in batches if batch["keys"][0] == "large"]
+    assert sum(distinct) > 0.8 * len(distinct) > 0
+
+
+@pytest.mark.parametrize("patch", [(4, 6, 2), (8, 8, 8), (13, 4, 16), (4, 6), (16, 3)])
+def test_positions_and_bounds_of_patches(
+    cases: nnUNetDatasetBlosc2, matrices: dict[str, np.ndarray], patch: tuple[int, ...]
+) -> None:
+    """What the voxels say against what the loader says, with scans larger and smaller than the patch."""
+    padded = 0
+    for batch in served(pair_loader(cases, 4, patch, matrices), 0, 12):
+        data = batch["data"].reshape(4, 4, *(1,) * (3 - len(patch)), *patch).numpy()
+        assert batch["inside"].dtype == torch.int64
+        assert batch["affine"].dtype == torch.float64
+        for sample, bounds, affine in zip(data, batch["inside"].tolist(), batch["affine"].numpy(), strict=True):
+            inside = np.zeros(sample.shape[1:], bool)
+            inside[tuple(slice(low, high) for low, high in bounds)] = True
+            np.testing.assert_array_equal(sample[-1] == 1, inside)
+            padded += not inside.all()
+            voxels = np.argwhere(inside)
+            assert len(voxels) > 0
+            expected = voxels @ affine[:, :3].T + affine[:, 3]
+            np.testing.assert_allclose(sample[:3, *voxels.T].T, expected, atol=1e-3)
+    assert padded > 0

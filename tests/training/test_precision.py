@@ -1,0 +1,87 @@
+"""bfloat16 where the CPU has it and the network bears it, float32 elsewhere."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from dynamic_network_architectures.architectures.unet import PlainConvUNet
+from torch import Tensor, nn
+
+from diffseg_nnunet.planning.hardware import cpu_bf16_instructions
+from diffseg_nnunet.training.precision import MAX_RELATIVE_DIFFERENCE, autocast, choose_dtype, relative_difference
+
+SAMPLE = torch.randn((2, 1, 16, 16), generator=torch.Generator().manual_seed(0))
+
+
+def unet(deep_supervision: bool = False) -> nn.Module:
+    torch.manual_seed(0)
+    norm = {"norm_op": nn.InstanceNorm2d, "norm_op_kwargs": {"affine": True}}
+    shape = (1, 3, (8, 16, 16), nn.Conv2d, 3, (1, 2, 2), 2, 3, 2)
+    return PlainConvUNet(*shape, conv_bias=True, **norm, nonlin=nn.LeakyReLU, deep_supervision=deep_supervision)
+
+
+class Cancelling(nn.Module):
+    """Adds a large number and takes it away: nothing is left of an output of eight bits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(1, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.layer(x) + 1e4) - 1e4
+
+
+class NotANumber(Cancelling):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layer(x)
+        return y * torch.nan if y.dtype == torch.bfloat16 else y
+
+
+@pytest.mark.parametrize("deep_supervision", [False, True])
+def test_a_unet_bears_bfloat16(deep_supervision: bool) -> None:
+    network = unet(deep_supervision)
+    difference = relative_difference(network, SAMPLE, torch.bfloat16)
+    assert 0 < difference < MAX_RELATIVE_DIFFERENCE / 2
+    assert all(parameter.grad is None for parameter in network.parameters())
+
+
+def test_relative_difference_is_the_rms_over_the_spread() -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(1, 4, 3)
+    exact = layer(SAMPLE).double()
+    rounded = layer.bfloat16()(SAMPLE.bfloat16()).double()
+    expected = (rounded - exact).square().mean().sqrt() / exact.std()
+    torch.manual_seed(0)
+    found = relative_difference(nn.Conv2d(1, 4, 3), SAMPLE, torch.bfloat16)
+    assert found == pytest.approx(expected.item(), rel=0.2)
+
+
+def test_auto_on_this_cpu() -> None:
+    dtype, reason = choose_dtype("auto", unet(), SAMPLE)
+    if cpu_bf16_instructions():
+        assert dtype == torch.bfloat16
+        assert "bfloat16 autocast" in reason
+    else:
+        assert dtype is None
+        assert "no bfloat16 instructions" in reason
+
+
+@pytest.mark.skipif(not cpu_bf16_instructions(), reason="the CPU has no bfloat16 instructions")
+@pytest.mark.parametrize("network", [Cancelling(), NotANumber()])
+def test_auto_falls_back_where_the_network_does_not_bear_it(network: nn.Module) -> None:
+    dtype, reason = choose_dtype("auto", network, SAMPLE)
+    assert dtype is None
+    assert reason.startswith("float32: bfloat16 differs by")
+
+
+def test_what_is_requested_is_taken() -> None:
+    assert choose_dtype("float32", unet(), SAMPLE) == (None, "float32: requested")
+    assert choose_dtype("bfloat16", Cancelling(), SAMPLE)[0] == torch.bfloat16
+
+
+def test_autocast() -> None:
+    layer, cpu = nn.Conv2d(1, 1, 1), torch.device("cpu")
+    with autocast(cpu, torch.bfloat16):
+        assert layer(SAMPLE).dtype == torch.bfloat16
+    with autocast(cpu, None):
+        assert layer(SAMPLE).dtype == torch.float32

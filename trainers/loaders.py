@@ -17,6 +17,8 @@ from diffseg_nnunet.lifetime import end_with_parent
 from diffseg_nnunet.training.seeding import random_stream
 from diffseg_nnunet.training.settings import PATCHES_PER_SCAN
 
+_RUN_DRY_S = 0.5  # a worker that has been told to pause still delivers the batch at hand
+
 
 class SeededLoader(nnUNetDataLoader):
     """Batch k is a function of (seed, stream, k): the same for any number of workers and after any resume.
@@ -128,9 +130,9 @@ def shut_down(served: MultiThreadedAugmenter | SingleThreadedAugmenter | None) -
     """End the worker processes of :func:`serve`; nothing where they have ended."""
     if not isinstance(served, MultiThreadedAugmenter) or not served.was_initialized:
         return
-    # the thread that unpacks batches fails, with a traceback, if a worker ends meanwhile: let it run dry first
+    # the thread that unpacks batches would print a traceback if a worker ended meanwhile: let it run dry first
     served.pause_event.set()
     with suppress(Empty):
         while True:
-            served.pin_memory_queue.get(timeout=10 * served.wait_time)
+            served.pin_memory_queue.get(timeout=_RUN_DRY_S)
     served._finish()

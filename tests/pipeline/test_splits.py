@@ -1,0 +1,116 @@
+"""The folds stay true to the cases there are, and a user's own splits are never touched."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from diffseg_nnunet.errors import BadInputError
+from diffseg_nnunet.pipeline import splits as splits_module
+from diffseg_nnunet.pipeline.project import Project
+from diffseg_nnunet.workspace import Workspace
+
+
+class Recorder:
+    """A reporter that keeps its warnings."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def info(self, text: str) -> None: ...
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+
+    def progress(self, stage: str, done: int, total: int, news: str = "") -> None: ...
+
+
+class PreprocessedProject(Project):
+    """A project whose preprocessed cases lie in one folder, without plans."""
+
+    def labelled_preprocessed(self, configuration: str) -> tuple[str, ...]:
+        return tuple(sorted(path.stem for path in self.preprocessed.glob("*.pkl")))
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    workspace = Workspace(tmp_path / "raw", tmp_path / "preprocessed", tmp_path / "results")
+    project = PreprocessedProject(workspace, "Dataset001_Test", Recorder())
+    project.preprocessed.mkdir(parents=True)
+    return project
+
+
+def add_cases(project: Project, *names: str) -> None:
+    for name in names:
+        (project.preprocessed / f"{name}.pkl").touch()
+
+
+def test_five_folds_partition_the_cases(project: Project) -> None:
+    names = [f"case_{number:02d}" for number in range(11)]
+    add_cases(project, *names)
+    folds = splits_module.ensure_splits(project, "3d_fullres")
+    assert sorted(case for fold in folds for case in fold["val"]) == names
+    for fold in folds:
+        assert sorted(fold["train"] + fold["val"]) == names
+    assert json.loads((project.preprocessed / "splits_final.json").read_text()) == folds
+
+
+def test_splits_are_those_of_stock_nnunet(project: Project) -> None:
+    from nnunetv2.utilities.crossval_split import generate_crossval_split
+
+    names = [f"case_{number:02d}" for number in range(12)]
+    add_cases(project, *names)
+    folds = splits_module.ensure_splits(project, "3d_fullres")
+    stock = generate_crossval_split(names, seed=12345, n_splits=5)
+    assert [fold["val"] for fold in folds] == [[str(case) for case in fold["val"]] for fold in stock]
+
+
+def test_drawn_folds_follow_new_and_vanished_cases(project: Project) -> None:
+    add_cases(project, "a", "b", "c")
+    assert len(splits_module.ensure_splits(project, "3d_fullres")) == 3
+    add_cases(project, "d")
+    (project.preprocessed / "a.pkl").unlink()
+    folds = splits_module.ensure_splits(project, "3d_fullres")
+    assert sorted(case for fold in folds for case in fold["val"]) == ["b", "c", "d"]
+    assert "drawn anew" in project.reporter.warnings[0]
+
+
+def test_own_splits_are_kept_and_left_out_cases_named(project: Project) -> None:
+    add_cases(project, "a", "b", "c")
+    path = project.preprocessed / "splits_final.json"
+    own = [{"train": ["a"], "val": ["b"]}]
+    path.write_text(json.dumps(own))
+    assert splits_module.ensure_splits(project, "3d_fullres") == own
+    assert json.loads(path.read_text()) == own
+    assert "leaves out 1 labelled case(s), e.g. c" in project.reporter.warnings[0]
+
+
+def test_own_splits_with_unknown_cases_are_refused(project: Project) -> None:
+    add_cases(project, "a", "b")
+    (project.preprocessed / "splits_final.json").write_text('[{"train": ["a", "x"], "val": ["b"]}]')
+    with pytest.raises(BadInputError, match=r"names 1 case\(s\) that Dataset001_Test does not have .* e\.g\. x"):
+        splits_module.ensure_splits(project, "3d_fullres")
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"train": []}', '[{"train": "a", "val": []}]', "[1]"])
+def test_a_file_that_is_no_splits_file_is_refused(project: Project, content: str) -> None:
+    add_cases(project, "a", "b")
+    (project.preprocessed / "splits_final.json").write_text(content)
+    with pytest.raises(BadInputError, match="is no nnU-Net splits file"):
+        splits_module.ensure_splits(project, "3d_fullres")
+
+
+def test_one_case_cannot_be_split(project: Project) -> None:
+    add_cases(project, "a")
+    with pytest.raises(BadInputError, match="too few for a split"):
+        splits_module.ensure_splits(project, "3d_fullres")
+
+
+def test_an_unknown_fold_is_refused(project: Project) -> None:
+    add_cases(project, "a", "b", "c")
+    splits_module.check_fold(project, "3d_fullres", "all")
+    splits_module.check_fold(project, "3d_fullres", 2)
+    with pytest.raises(BadInputError, match="has folds 0 to 2, not 3"):
+        splits_module.check_fold(project, "3d_fullres", 3)

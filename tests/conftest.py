@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 _OURS = ("nnUNet_", "DIFFSEG_")
+_RESULTS = "results of all lines: "
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class Started:
             [str(word) for word in command],
             cwd=cwd,
             env=environment,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -60,9 +63,10 @@ class Started:
             preexec_fn=None if core is None else lambda: os.sched_setaffinity(0, {core}),
         )
 
-    def wait(self, timeout_s: float = 600) -> Finished:
+    def wait(self, given: str | None = None, timeout_s: float = 600) -> Finished:
+        """Let it end; `given` is what it reads from its standard input."""
         try:
-            out, err = self.process.communicate(timeout=timeout_s)
+            out, err = self.process.communicate(given, timeout=timeout_s)
         except BaseException:
             self.kill()
             raise
@@ -90,6 +94,23 @@ class CommandLine:
     def start_other(self, *command: object, **variables: object) -> Started:
         """Any other command."""
         return Started(command, self.folder, clean_environment() | {name: str(v) for name, v in variables.items()})
+
+    def in_one_process(self, lines: Sequence[Sequence[object]]) -> list[Finished]:
+        """Several command lines of one workspace, one after the other in one process: nnU-Net is imported once."""
+        code = f"""
+import contextlib, io, json, sys
+from diffseg_nnunet.cli.app import run
+results = []
+for line in json.load(sys.stdin):
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = run(line)
+    results.append([code, out.getvalue(), err.getvalue(), 0.0])
+print("{_RESULTS}" + json.dumps(results))
+"""
+        arguments = json.dumps([[str(argument) for argument in line] for line in lines])
+        finished = self.start_other(sys.executable, "-c", code).wait(arguments).ok()
+        return [Finished(*result) for result in json.loads(finished.out.split(_RESULTS)[1])]
 
     def __call__(self, *arguments: object, **variables: object) -> Finished:
         return self.start(*arguments, **variables).wait()

@@ -54,9 +54,14 @@ def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
 
 def test_a_folder_appears_as_a_whole(tmp_path: Path) -> None:
     target = tmp_path / "folder"
-    with pytest.raises(RuntimeError), new_folder(target) as partial:
-        (partial / "file").touch()
-        raise RuntimeError
+
+    def fail() -> None:
+        with new_folder(target) as partial:
+            (partial / "file").touch()
+            raise RuntimeError("interrupted")
+
+    with pytest.raises(RuntimeError, match="interrupted"):
+        fail()
     assert list(tmp_path.iterdir()) == []
     with new_folder(target) as partial:
         (partial / "file").touch()

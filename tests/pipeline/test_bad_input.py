@@ -34,42 +34,42 @@ def contents(project: TinyProject) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in files}
 
 
-@pytest.mark.parametrize(
-    ("command", "words"),
-    [
-        ("train 1 -f 9", ("has folds 0 to 4, not 9", "splits_final.json")),
-        ("train 1 -f first", ("'first' is no fold", "'all'")),
-        ("train 1 -c 3d_lowres", ("have no configuration '3d_lowres'", "There are: 2d, 3d_fullres")),
-        ("train 1 --strategy prayer", ("--strategy prayer is not known", "finetune, scratch")),
-        ("train 1 --optimizer lion", ("--optimizer lion is not known", "sgd, adamw")),
-        ("train 1 --device cuda", ("Device 'cuda' cannot be used", "--device cpu")),
-        ("train 1 -c 2d", ("is not preprocessed for 2d", "diffseg preprocess 1 -c 2d")),
-        ("train 1 -f 1", ("no pretrained network for fold 1", "there: fold_0", "diffseg pretrain 1")),
-        ("train 1 --pretrained gone.pth", ("There is no checkpoint gone.pth", "Correct the path")),
-        ("pretrain 1 --device tpu", ("Unknown device 'tpu'", "auto, cpu, cuda")),
-        ("pretrain 1 --precision int8", ("--precision int8 is not known", "float32")),
-        ("plan 1 --gpu-memory little", ("'little' is not a memory budget", "GiB")),
-        ("plan 1 --backbone transformer", ("Unknown planner 'transformer'", "plain, resenc")),
-        ("plan 1 --unlabeled 77", ("no data set with id 77", "Dataset001_Phantom")),
-        ("plan 1 --spacing 1 0 1", ("not positive", "mm")),
-        ("preprocess 1 -c nonsense", ("have no configuration 'nonsense'", "There are: 2d, 3d_fullres")),
-        ("run 1 --device cuda", ("Device 'cuda' cannot be used", "--device cpu")),
-        ("export 1 --stock model.tar", ("model.tar does not end in .zip", "OUT.zip")),
-        ("export 1 --stock model.zip -c 2d", ("has no trained fold", "diffseg train 1 -c 2d")),
-        ("export 1 --stock model.zip -f 3", ("has no trained fold_3", "diffseg train 1")),
-        ("predict -d 1 -i gone -o out", ("There is no folder gone", "-i")),
-        ("predict -d 1 -i diffseg_workspace -o out", ("holds no image CASE_0000.nii.gz", "file ending")),
-        ("predict -d 1 -i {images} -o {images}", ("holds the images", "-o")),
-        ("predict -d 1 -i {images} -o out -f 0 1", ("There is no trained model", "fold_1", "trained there: fold_0")),
-        ("predict -d 1 -i {images} -o out -c 2d", ("There is no trained model", "trained there: none", "-c")),
-        ("predict -d 1 -i {images} -o out --postprocessing no.pkl", ("no file no.pkl", "--postprocessing")),
-        ("predict -d 2 -i {images} -o out", ("There is no trained model", "Dataset002_Pool")),
-    ],
-)
-def test_refused_on_a_trained_project(command: str, words: tuple[str, ...], trained: TinyProject) -> None:
+REFUSED = {
+    "train 1 -f 9": ("has folds 0 to 4, not 9", "splits_final.json"),
+    "train 1 -f first": ("'first' is no fold", "'all'"),
+    "train 1 -c 3d_lowres": ("have no configuration '3d_lowres'", "There are: 2d, 3d_fullres"),
+    "train 1 --strategy prayer": ("--strategy prayer is not known", "finetune, scratch"),
+    "train 1 --optimizer lion": ("--optimizer lion is not known", "sgd, adamw"),
+    "train 1 --device cuda": ("Device 'cuda' cannot be used", "--device cpu"),
+    "train 1 -c 2d": ("is not preprocessed for 2d", "diffseg preprocess 1 -c 2d"),
+    "train 1 -f 1": ("no pretrained network for fold 1", "there: fold_0", "diffseg pretrain 1"),
+    "train 1 --pretrained gone.pth": ("There is no checkpoint gone.pth", "Correct the path"),
+    "pretrain 1 --device tpu": ("Unknown device 'tpu'", "auto, cpu, cuda"),
+    "pretrain 1 --precision int8": ("--precision int8 is not known", "float32"),
+    "plan 1 --gpu-memory little": ("'little' is not a memory budget", "GiB"),
+    "plan 1 --backbone transformer": ("Unknown planner 'transformer'", "plain, resenc"),
+    "plan 1 --unlabeled 77": ("no data set with id 77", "Dataset001_Phantom"),
+    "plan 1 --spacing 1 0 1": ("not positive", "mm"),
+    "preprocess 1 -c nonsense": ("have no configuration 'nonsense'", "There are: 2d, 3d_fullres"),
+    "run 1 --device cuda": ("Device 'cuda' cannot be used", "--device cpu"),
+    "export 1 --stock model.tar": ("model.tar does not end in .zip", "OUT.zip"),
+    "export 1 --stock model.zip -c 2d": ("has no trained fold", "diffseg train 1 -c 2d"),
+    "export 1 --stock model.zip -f 3": ("has no trained fold_3", "diffseg train 1"),
+    "predict -d 1 -i gone -o out": ("There is no folder gone", "-i"),
+    "predict -d 1 -i diffseg_workspace -o out": ("holds no image CASE_0000.nii.gz", "file ending"),
+    "predict -d 1 -i {images} -o {images}": ("holds the images", "-o"),
+    "predict -d 1 -i {images} -o out -f 0 1": ("There is no trained model", "fold_1", "trained there: fold_0"),
+    "predict -d 1 -i {images} -o out -c 2d": ("There is no trained model", "trained there: none", "-c"),
+    "predict -d 1 -i {images} -o out --postprocessing no.pkl": ("no.pkl lies outside", "pickles, which run code", "diffseg run"),
+    "predict -d 2 -i {images} -o out": ("There is no trained model", "Dataset002_Pool"),
+}
+
+
+def test_refused_on_a_trained_project(trained: TinyProject) -> None:
     before, beside = contents(trained), set(trained.folder.iterdir())
-    arguments = command.format(images=trained.test_images).split()
-    trained.diffseg(*arguments).refused(*words)
+    lines = [command.format(images=trained.test_images).split() for command in REFUSED]
+    for finished, words in zip(trained.diffseg.in_one_process(lines), REFUSED.values(), strict=True):
+        finished.refused(*words)
     assert contents(trained) == before
     assert set(trained.folder.iterdir()) == beside
 
@@ -116,8 +116,8 @@ def test_plans_of_another_planner(project: TinyProject) -> None:
     }
     path.write_text(json.dumps(stock))
     words = ("were made by ExperimentPlanner", "no 'diffseg' section", "diffseg plan")
-    for command in ("preprocess", "pretrain", "train"):
-        project.diffseg(command, 1).refused(*words)
+    for refused in project.diffseg.in_one_process([("preprocess", 1), ("pretrain", 1), ("train", 1)]):
+        refused.refused(*words)
     planned = project.diffseg("plan", 1, *project.light_plan, "--unlabeled", 2).ok()
     assert "is kept as" in planned.out
     assert json.loads(path.read_text()) == own

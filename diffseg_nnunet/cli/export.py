@@ -23,9 +23,11 @@ def export(
     """Export a model that stock nnU-Net installs and runs, without diffseg_nnunet."""
     with open_project(workspace, dataset_id) as project:
         from diffseg_nnunet.cli.arguments import check_choice, parse_fold
-        from diffseg_nnunet.pipeline.exporting import export_stock
 
         check_choice("--strategy", strategy, STRATEGIES)
-        names = export_stock(project, configuration, stock, strategy, [parse_fold(text) for text in fold or ()])
+        folds = [parse_fold(text) for text in fold or ()]
+        from diffseg_nnunet.pipeline.exporting import export_stock
+
+        names = export_stock(project, configuration, stock, strategy, folds)
         project.reporter.info(f"{stock}: {len(names)} files")
         project.reporter.info(f"install it with: nnUNetv2_install_pretrained_model_from_zip {stock}")

@@ -32,13 +32,16 @@ def predict(
     with open_project(workspace, dataset_id) as project:
         from diffseg_nnunet.cli.arguments import check_choice, parse_fold
         from diffseg_nnunet.errors import EXIT_BAD_INPUT
+
+        check_choice("--strategy", strategy, STRATEGIES)
+        folds = tuple(parse_fold(text) for text in fold or ("0",))
         from diffseg_nnunet.pipeline.prediction import PredictionRequest
         from diffseg_nnunet.pipeline.prediction import predict as predict_stage
 
         request = PredictionRequest(
             configurations=tuple(configuration or ("3d_fullres",)),
-            folds=tuple(parse_fold(text) for text in fold or ("0",)),
-            strategy=check_choice("--strategy", strategy, STRATEGIES),
+            folds=folds,
+            strategy=strategy,
             mirroring=not no_mirroring,
             postprocessing=postprocessing,
         )

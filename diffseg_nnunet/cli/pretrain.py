@@ -49,14 +49,15 @@ def pretrain(
     """Train the planned network to denoise and to tell where in the body it looks, without labels. Resumes."""
     with open_project(workspace, dataset_id) as project:
         from diffseg_nnunet.cli.arguments import check_choice, given, parse_fold
-        from diffseg_nnunet.pipeline.stages import pretrain as pretrain_stage
 
         check_choice("--precision", precision, ("auto", "float32", "bfloat16"))
-        chosen = fold or ("0" if project.raw().labelled_cases() else "all")
+        chosen = parse_fold(fold or ("0" if project.raw().labelled_cases() else "all"))
+        from diffseg_nnunet.pipeline.stages import pretrain as pretrain_stage
+
         checkpoint = pretrain_stage(
             project,
             configuration,
-            parse_fold(chosen),
+            chosen,
             device,
             resume=resume,
             **given(iterations=iterations, seed=seed, initial_lr=initial_lr, precision=precision, workers=workers),

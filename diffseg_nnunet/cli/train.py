@@ -37,16 +37,18 @@ def train(
     with open_project(workspace, dataset_id) as project:
         from diffseg_nnunet.cli.arguments import check_choice, given, parse_fold
         from diffseg_nnunet.errors import EXIT_BAD_INPUT
-        from diffseg_nnunet.pipeline.evaluating import evaluate_validation
-        from diffseg_nnunet.pipeline.stages import train as train_stage
 
         check_choice("--strategy", strategy, STRATEGIES)
         check_choice("--optimizer", optimizer, OPTIMIZERS)
         check_choice("--precision", precision, ("auto", "float32", "bfloat16"))
+        chosen = parse_fold(fold)
+        from diffseg_nnunet.pipeline.evaluating import evaluate_validation
+        from diffseg_nnunet.pipeline.stages import train as train_stage
+
         checkpoint = train_stage(
             project,
             configuration,
-            parse_fold(fold),
+            chosen,
             device,
             strategy,
             pretrained,

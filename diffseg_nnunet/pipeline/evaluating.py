@@ -9,7 +9,6 @@ from diffseg_nnunet.evaluation.folders import Evaluation, evaluate_folders
 from diffseg_nnunet.evaluation.labels import read_label_names
 from diffseg_nnunet.evaluation.report import SCORES_JSON, read_report, write_report
 from diffseg_nnunet.pipeline.project import Project
-from diffseg_nnunet.pipeline.stages import FINAL, file_digest
 from diffseg_nnunet.planning.hardware import worker_count
 
 DEFAULT_TOLERANCE_MM = 1.0
@@ -46,6 +45,8 @@ def evaluate(
 
 def evaluate_validation(project: Project, strategy: str, configuration: str, fold: int | str) -> Evaluation:
     """Report on the validation cases of a trained fold, in its folder ``validation_report``; done once."""
+    from diffseg_nnunet.pipeline.stages import FINAL, file_digest  # with torch, which `diffseg evaluate` can do without
+
     folder = project.model_folder(strategy, configuration) / f"fold_{fold}"
     report = folder / "validation_report"
     stage = f"evaluate/{strategy}/{configuration}/fold_{fold}"

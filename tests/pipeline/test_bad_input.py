@@ -60,7 +60,11 @@ REFUSED = {
     "predict -d 1 -i {images} -o {images}": ("holds the images", "-o"),
     "predict -d 1 -i {images} -o out -f 0 1": ("There is no trained model", "fold_1", "trained there: fold_0"),
     "predict -d 1 -i {images} -o out -c 2d": ("There is no trained model", "trained there: none", "-c"),
-    "predict -d 1 -i {images} -o out --postprocessing no.pkl": ("no.pkl lies outside", "pickles, which run code", "diffseg run"),
+    "predict -d 1 -i {images} -o out --postprocessing no.pkl": (
+        "no.pkl lies outside",
+        "pickles, which run code",
+        "diffseg run",
+    ),
     "predict -d 2 -i {images} -o out": ("There is no trained model", "Dataset002_Pool"),
 }
 
@@ -74,7 +78,8 @@ def test_refused_on_a_trained_project(trained: TinyProject) -> None:
     assert set(trained.folder.iterdir()) == beside
 
 
-def test_a_checkpoint_of_other_shapes(project: TinyProject) -> None:
+def test_checkpoints_that_are_not_started_from(project: TinyProject) -> None:
+    """One of other shapes, with a list of what differs; one that would run a command, which it must not."""
     checkpoint = torch.load(project.pretrained() / "checkpoint_final.pth", weights_only=True)
     weights = checkpoint["network_weights"]
     shrunk, lost, *_ = weights
@@ -82,27 +87,23 @@ def test_a_checkpoint_of_other_shapes(project: TinyProject) -> None:
     del weights[lost]
     weights["encoder.surplus"] = torch.zeros(3)
     torch.save(checkpoint, project.folder / "other.pth")
+    trace, trap = project.folder / "executed", project.folder / "trap.pth"
+    torch.save({"network_weights": {}, "trap": Trap(trace)}, trap)
+
     before = contents(project)
-    project.diffseg("train", 1, "--pretrained", "other.pth", "--iterations", 5).refused(
+    lines = [("train", 1, "--pretrained", name, "--iterations", 5) for name in ("other.pth", "trap.pth")]
+    misfit, trapped = project.diffseg.in_one_process(lines)
+    misfit.refused(
         "other.pth does not fit the plan, 3 tensors differ",
         f"{shrunk}: (4, ",
         f"{lost}: missing in the checkpoint",
         "encoder.surplus: not in the plan's network",
         "diffseg pretrain",
     )
+    trapped.refused("trap.pth cannot be read", "without running any code")
     assert contents(project) == before
-
-
-def test_a_checkpoint_that_would_run_a_command(project: TinyProject) -> None:
-    trace = project.folder / "executed"
-    torch.save({"network_weights": {}, "trap": Trap(trace)}, project.folder / "malicious.pth")
-    before = contents(project)
-    project.diffseg("train", 1, "--pretrained", "malicious.pth").refused(
-        "malicious.pth cannot be read", "without running"
-    )
     assert not trace.exists()
-    assert contents(project) == before
-    torch.load(project.folder / "malicious.pth", weights_only=False)
+    torch.load(trap, weights_only=False)
     assert trace.exists(), "the trap does not work, so nothing was tested"
 
 
@@ -125,11 +126,11 @@ def test_plans_of_another_planner(project: TinyProject) -> None:
     assert json.loads(kept.read_text()) == stock
 
 
-def test_plans_that_are_damaged(project: TinyProject) -> None:
+def test_plans_that_are_damaged_or_missing(project: TinyProject) -> None:
     (project.preprocessed / "DiffSegPlans.json").write_text('{"configurations": ')
-    project.diffseg("train", 1).refused("DiffSegPlans.json is not readable", "diffseg plan 1")
-    (project.preprocessed / "DiffSegPlans.json").unlink()
-    project.diffseg("train", 1).refused("has no plans", "diffseg plan 1")
+    damaged, missing = project.diffseg.in_one_process([("train", 1), ("train", 2)])
+    damaged.refused("DiffSegPlans.json is not readable", "diffseg plan 1")
+    missing.refused("Dataset002_Pool has no plans", "diffseg plan 2")
 
 
 def test_bad_cases_are_set_aside_and_good_ones_predicted(project: TinyProject) -> None:
@@ -175,19 +176,18 @@ def test_bad_cases_are_set_aside_and_good_ones_predicted(project: TinyProject) -
 
 
 def test_images_without_channel_numbers(project: TinyProject) -> None:
-    """Understood where the model has one channel, refused where some have a number and some have none."""
-    images, output = project.folder / "phantom" / "test_images", project.folder / "out"
-    project.diffseg("predict", "-d", 1, "-i", images, "-o", output).ok()
-    assert sorted(path.name for path in output.glob("*.nii.gz")) == sorted(path.name for path in images.iterdir())
-    first = next(images.iterdir())
-    first.rename(first.with_name("renamed_0000.nii.gz"))
-    project.diffseg("predict", "-d", 1, "-i", images, "-o", output).refused("1 file(s)", "no channel number")
-
-
-def test_predicting_needs_nothing_but_the_model(project: TinyProject) -> None:
+    """Understood where the model has one channel, refused where some have a number and some have none. Predicting
+    needs no preprocessed data."""
     shutil.rmtree(project.preprocessed)
-    project.diffseg("predict", "-d", 1, "-i", project.test_images, "-o", "out").ok()
-    assert len(list((project.folder / "out").glob("*.nii.gz"))) == 2
+    images, mixed, output = project.folder / "phantom" / "test_images", project.folder / "mixed", project.folder / "out"
+    shutil.copytree(images, mixed)
+    first = min(mixed.iterdir())
+    first.rename(first.with_name("renamed_0000.nii.gz"))
+    lines = [("predict", "-d", 1, "-i", folder, "-o", output) for folder in (images, mixed)]
+    understood, refused = project.diffseg.in_one_process(lines)
+    understood.ok()
+    assert sorted(path.name for path in output.glob("*.nii.gz")) == sorted(path.name for path in images.iterdir())
+    refused.refused("1 file(s)", "no channel number", "CASE_0000.nii.gz")
 
 
 def test_validation_cases_that_cannot_be_scored(project: TinyProject) -> None:

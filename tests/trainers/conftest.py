@@ -65,9 +65,12 @@ def phantom_workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 
 @pytest.fixture
 def workspace(phantom_workspace: Workspace, tmp_path: Path) -> Iterator[Workspace]:
-    """Active, with results of its own."""
+    """Active, with results of its own; one thread, since several wait for each other where the cores are shared."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     with environment_restored():
         yield replace(phantom_workspace, results=tmp_path / "results").activate()
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,15 @@ SHAPES = {"large": (12, 17, 15), "small": (5, 20, 3), "tiny": (2, 3, 4)}
 
 
 def served(loader: SeededLoader, workers: int, count: int, first: int = 0, seed: int = 7) -> list[dict[str, Any]]:
-    """`count` batches from batch `first` on."""
+    """`count` batches from batch `first` on; a worker that hangs is an error."""
     batches = serve(loader.start_at(seed, 0, first, workers), workers, pin_memory=False)
-    try:
+    if workers == 0:
         return [next(batches) for _ in range(count)]
-    finally:
-        shut_down(batches)
+    with ThreadPoolExecutor(1) as waiting:
+        try:
+            return [waiting.submit(next, batches).result(timeout=100) for _ in range(count)]
+        finally:
+            shut_down(batches)
 
 
 def same(one: Any, other: Any) -> bool:
@@ -54,6 +58,20 @@ def test_batches_depend_on_their_index_alone(new_trainer: Callable[..., Any], tr
     # all different, though their keys may repeat
     assert not any(same(a["data"], b["data"]) for i, a in enumerate(batches) for b in batches[:i])
     assert not same(served(loader, 0, 1, seed=8)[0]["data"], batches[0]["data"])
+
+
+def test_workers_do_not_wait_for_threads_they_lack(new_trainer: Callable[..., Any]) -> None:
+    """A forked worker that used its parent's pool of threads would never answer; nor may batches depend on threads."""
+    trainer = new_trainer(DiffSegTrainer)
+    trainer.initialize()
+    loader, _ = trainer.build_loaders()
+    expected = served(loader, 0, 4)
+    torch.set_num_threads(2)
+    large = torch.ones(300, 300)
+    assert (large @ large)[0, 0] == 300  # the pool is there now
+    assert same(served(loader, 2, 4), expected)
+    assert same(served(loader, 0, 4), expected)
+    assert torch.get_num_threads() == 2
 
 
 @pytest.mark.parametrize("trainer_class", [DiffSegPretrainer, DiffSegTrainer])

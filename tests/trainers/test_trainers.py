@@ -1,0 +1,400 @@
+"""Both trainers on a small phantom: reproducible, resumable, honest about what they saw, and stock in their results."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from scipy.ndimage import map_coordinates
+from torch import nn
+
+from diffseg_nnunet.coordinates.head import CoordinateSettings
+from diffseg_nnunet.errors import BadInputError, StageFailedError
+from diffseg_nnunet.phantom import LABELS
+from diffseg_nnunet.pipeline.project import Project
+from diffseg_nnunet.trainers import DiffSegPretrainer, DiffSegTrainer, DiffSegTrainerScratch
+
+NewTrainer = Callable[..., Any]
+Weights = dict[str, torch.Tensor]
+
+
+def weights_of(trainer: Any) -> Weights:
+    """All that was learned, with the moving averages."""
+    modules = getattr(trainer, "modules", {"network": trainer.network})
+    weights = {f"{name}.{key}": t.clone() for name, module in modules.items() for key, t in module.state_dict().items()}
+    if hasattr(trainer, "ema"):
+        for name, average in trainer.ema.state_dict()["average"].items():
+            weights |= {f"ema.{name}.{key}": tensor.clone() for key, tensor in average.items()}
+    return weights
+
+
+def trained(trainer: Any) -> Weights:
+    trainer.initialize()
+    trainer.run_training()
+    return weights_of(trainer)
+
+
+def assert_same(one: Weights, other: Weights) -> None:
+    assert one.keys() == other.keys()
+    assert [key for key in one if not torch.equal(one[key], other[key])] == []
+
+
+class InterruptedRunError(Exception):
+    """Stands in for Ctrl-C, which would end pytest."""
+
+
+def interrupt_after(trainer: Any, iteration: int) -> None:
+    """Have the trainer stopped as if by Ctrl-C, in the middle of an epoch."""
+
+    def progress(done: int, _total: int, news: str) -> None:
+        if done == iteration and not news:
+            raise InterruptedRunError
+
+    trainer.progress = progress
+
+
+@pytest.fixture
+def pretrained(new_trainer: NewTrainer) -> DiffSegPretrainer:
+    """Pretrained for some iterations; its final checkpoint is on the disk."""
+    trainer = new_trainer(DiffSegPretrainer, iterations=3)
+    trained(trainer)
+    return trainer
+
+
+# -- reproducible -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("trainer_class", [DiffSegPretrainer, DiffSegTrainer])
+def test_the_seed_decides_every_bit(new_trainer: NewTrainer, trainer_class: type) -> None:
+    first, same, other = (trained(new_trainer(trainer_class, seed=seed)) for seed in (5, 5, 6))
+    assert_same(same, first)
+    key = "network.encoder.stages.0.0.convs.0.conv.weight"
+    assert not torch.equal(other[key], first[key])
+
+
+@pytest.mark.parametrize("trainer_class", [DiffSegPretrainer, DiffSegTrainer])
+def test_two_threads_are_reproducible_too(new_trainer: NewTrainer, trainer_class: type) -> None:
+    torch.set_num_threads(2)
+    first, same = (trained(new_trainer(trainer_class, iterations=1)) for _ in range(2))
+    assert_same(same, first)
+
+
+@pytest.mark.parametrize("trainer_class", [DiffSegPretrainer, DiffSegTrainer])
+def test_a_resumed_run_ends_as_an_uninterrupted_one(new_trainer: NewTrainer, trainer_class: type) -> None:
+    """22 iterations are 11 epochs of two; the interruption falls into the third, whose first iteration is lost."""
+    settings = {"iterations": 22, "seed": 1}
+    uninterrupted = trained(new_trainer(trainer_class, **settings))
+
+    stopped = new_trainer(trainer_class, **settings)
+    stopped.final_checkpoint.unlink()
+    interrupt_after(stopped, iteration=5)
+    with pytest.raises(InterruptedRunError):
+        trained(stopped)
+    assert stopped.latest_checkpoint.is_file()
+    assert not stopped.final_checkpoint.exists()
+
+    resumed = new_trainer(trainer_class, **settings)
+    resumed.initialize()
+    resumed.load_checkpoint(str(stopped.latest_checkpoint))
+    assert resumed.current_epoch == 2
+    resumed.run_training()
+    assert_same(weights_of(resumed), uninterrupted)
+    assert resumed.final_checkpoint.is_file()
+    assert not resumed.latest_checkpoint.exists()
+    if trainer_class is DiffSegPretrainer:
+        assert [row["epoch"] for row in resumed.history.rows] == list(range(11))
+
+
+@pytest.mark.parametrize("trainer_class", [DiffSegPretrainer, DiffSegTrainer])
+def test_progress_counts_every_iteration(new_trainer: NewTrainer, trainer_class: type) -> None:
+    trainer = new_trainer(trainer_class, iterations=3)
+    reports = []
+    trainer.progress = lambda *report: reports.append(report)
+    trained(trainer)
+    assert [done for done, _, news in reports if not news] == [1, 2, 3]
+    assert {total for _, total, _ in reports} == {3}
+    news = [news for _, _, news in reports if news]
+    assert [line.split()[:2] for line in news] == [["epoch", f"{epoch}/3"] for epoch in (1, 2, 3)]
+
+
+# -- left and right ---------------------------------------------------------------------------------------------------
+
+
+def middle(target: np.ndarray, label: str) -> np.ndarray:
+    """Centre of a label in voxels."""
+    return np.argwhere(target == LABELS[label]).mean(axis=0)
+
+
+def test_augmentation_never_swaps_left_and_right(new_trainer: NewTrainer) -> None:
+    """The phantoms' last array axis runs to the patient's left; whatever is augmented, the left kidney lies further."""
+    trainer = new_trainer(DiffSegTrainer)
+    trainer.initialize()
+    loader, _ = trainer.build_loaders()
+    assert trainer.inference_allowed_mirroring_axes == (0, 1)
+    loader.start_at(0, 0, 0, 1)
+    to_left, heart_side_up, spine_behind = [], [], []
+    for _ in range(25):
+        for target in next(loader)["target"][0][:, 0].numpy():
+            found = {name for name, value in LABELS.items() if (target == value).sum() > 8}
+            if {"left_kidney", "right_kidney"} <= found:
+                to_left.append(middle(target, "left_kidney")[2] - middle(target, "right_kidney")[2])
+            if {"lungs", "left_kidney"} <= found:
+                heart_side_up.append(middle(target, "lungs")[0] > middle(target, "left_kidney")[0])
+            if {"liver", "spine"} <= found:
+                spine_behind.append(middle(target, "spine")[1] > middle(target, "liver")[1])
+    assert len(to_left) > 15
+    assert min(to_left) > 0
+    # the other axes are mirrored, so the test sees mirroring where there is some
+    assert {*heart_side_up} == {*spine_behind} == {True, False}
+
+
+def test_2d_patches_are_not_swapped_either(new_trainer: NewTrainer) -> None:
+    trainer = new_trainer(DiffSegTrainer, "2d")
+    *_, axes = trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+    assert axes == trainer.inference_allowed_mirroring_axes == (0,)
+
+
+def test_prediction_is_told_which_axes_may_be_mirrored(new_trainer: NewTrainer) -> None:
+    trainer = new_trainer(DiffSegTrainer, iterations=1)
+    trained(trainer)
+    # nnU-Net's own format, which stock prediction reads
+    checkpoint = torch.load(trainer.final_checkpoint, weights_only=False)
+    assert checkpoint["inference_allowed_mirroring_axes"] == (0, 1)
+    assert checkpoint["trainer_name"] == "DiffSegTrainer"
+
+
+# -- the pretrained checkpoint ----------------------------------------------------------------------------------------
+
+
+def stock_network(trainer: Any, outputs: int) -> nn.Module:
+    return nnUNetTrainer.build_network_architecture(
+        trainer.plans_manager, trainer.configuration_manager, 1, outputs, enable_deep_supervision=False
+    )
+
+
+def test_pretrained_weights_are_a_stock_networks(pretrained: DiffSegPretrainer) -> None:
+    content = torch.load(pretrained.final_checkpoint, weights_only=True)
+    weights, own = content["network_weights"], stock_network(pretrained, len(LABELS)).state_dict()
+    assert weights.keys() == own.keys()
+    differing = {key for key in own if own[key].shape != weights[key].shape}
+    assert differing == {key for key in own if ".seg_layers." in key}
+
+    network = stock_network(pretrained, len(LABELS))
+    before = network.decoder.seg_layers[-1].weight.clone()
+    load_pretrained_weights(network, str(pretrained.final_checkpoint))
+    state = network.state_dict()
+    assert all(torch.equal(state[key], weights[key]) for key in state if ".seg_layers." not in key)
+    assert torch.equal(network.decoder.seg_layers[-1].weight, before)
+
+
+@torch.no_grad()
+def test_pretrained_weights_are_the_averaged_denoiser_at_the_fold_timestep(pretrained: DiffSegPretrainer) -> None:
+    patch = torch.randn((2, 1, *pretrained.patch_size), generator=torch.Generator().manual_seed(0))
+    t = torch.full((2,), pretrained.settings.diffusion.fold_timestep)
+    with pretrained.ema.applied(), pretrained.conditioning.at(t):
+        expected = pretrained.network(patch)
+    stock = stock_network(pretrained, 1)
+    stock.load_state_dict(torch.load(pretrained.final_checkpoint, weights_only=True)["network_weights"], strict=True)
+    assert (stock(patch) - expected).abs().max() <= 1e-4 * (expected.max() - expected.min())
+    assert not torch.equal(pretrained.network(patch), expected)
+
+
+@pytest.mark.parametrize("fold", [0, 2, "all"])
+def test_pool_is_the_folds_training_cases_and_the_unlabelled(
+    new_trainer: NewTrainer, project: Project, fold: int | str
+) -> None:
+    trainer = new_trainer(DiffSegPretrainer, fold=fold, iterations=1)
+    trained(trainer)
+    pool = torch.load(trainer.final_checkpoint, weights_only=True)["pool"]
+    labelled = sorted(case.identifier for case in project.raw().labelled_cases())
+    unlabelled = sorted(
+        p.name.removesuffix("_0000.nii.gz")
+        for p in (project.workspace.raw / "Dataset902_Unlabelled" / "imagesUn").iterdir()
+    )
+    training, validation = trainer.do_split()
+    assert len(labelled) == 6
+    assert len(unlabelled) == 4
+    assert pool == {"Dataset901_Phantom": sorted(training), "Dataset902_Unlabelled": unlabelled}
+    if fold == "all":
+        assert pool["Dataset901_Phantom"] == labelled
+    else:
+        assert sorted([*pool["Dataset901_Phantom"], *validation]) == labelled
+        assert not set(pool["Dataset901_Phantom"]) & set(validation)
+    # it is what the patches come from, not only what is written down
+    loader, watched = trainer.build_loaders()
+    assert set(loader.indices) == {f"{source}/{case}" for source, cases in pool.items() for case in cases}
+    assert set(watched.indices) == {f"Dataset901_Phantom/{case}" for case in validation}
+
+
+def test_settings_and_plan_are_in_the_checkpoint(pretrained: DiffSegPretrainer, project: Project) -> None:
+    content = torch.load(pretrained.final_checkpoint, weights_only=True)
+    assert content["settings"] == pretrained.settings.to_json()
+    assert content["plans"] == project.plans()
+    assert (content["configuration"], content["fold"], content["current_epoch"]) == ("3d_fullres", 0, 3)
+    assert len(content["history"]) == 3
+
+
+def test_an_unlabelled_data_set_can_be_pretrained_on(new_trainer: NewTrainer) -> None:
+    trainer = new_trainer(DiffSegPretrainer, fold="all", dataset=902, iterations=1)
+    trained(trainer)
+    pool = torch.load(trainer.final_checkpoint, weights_only=True)["pool"]
+    assert {source: len(cases) for source, cases in pool.items()} == {"Dataset902_Unlabelled": 4}
+
+
+@pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
+def test_pretraining_without_coordinates(new_trainer: NewTrainer, configuration: str) -> None:
+    trainer = new_trainer(DiffSegPretrainer, configuration, iterations=1, coordinates=CoordinateSettings(mode="none"))
+    trained(trainer)
+    assert "coordinate_head_state" not in torch.load(trainer.final_checkpoint, weights_only=True)
+    assert "affine" not in next(trainer.dataloader_train)
+
+
+def test_2d_pretraining_with_coordinates(new_trainer: NewTrainer) -> None:
+    trainer = new_trainer(DiffSegPretrainer, "2d", iterations=2)
+    trained(trainer)
+    assert "coordinate_head_state" in torch.load(trainer.final_checkpoint, weights_only=True)
+    assert np.isfinite([row["validation_coordinates"] for row in trainer.history.rows]).all()
+
+
+def test_patches_lie_where_the_scan_says(new_trainer: NewTrainer, project: Project) -> None:
+    """The brightness of the raw scan at each voxel's position is the brightness of the patch."""
+    trainer = new_trainer(DiffSegPretrainer)
+    trainer.initialize()
+    loader, _ = trainer.build_loaders()
+    loader.start_at(0, 0, 0, 1)
+    for _ in range(4):
+        batch = next(loader)
+        for index, key in enumerate(batch["keys"]):
+            source, case = key.split("/")
+            folder = "imagesTr" if source == project.name else "imagesUn"
+            raw = sitk.ReadImage(str(project.workspace.raw / source / folder / f"{case}_0000.nii.gz"))
+            bounds = batch["inside"][index].tolist()
+            inner = np.meshgrid(*(np.arange(low + 1, high - 1) for low, high in bounds), indexing="ij")
+            voxels = np.stack(inner, axis=-1).reshape(-1, 3)[::5]
+            affine = batch["affine"][index].numpy()
+            positions = voxels @ affine[:, :3].T + affine[:, 3]
+            patch = batch["data"][index, 0].numpy()[tuple(voxels.T)]
+
+            def alike(offset_mm: tuple[float, ...], positions=positions, raw=raw, patch=patch) -> float:
+                places = [raw.TransformPhysicalPointToContinuousIndex(p) for p in (positions + offset_mm).tolist()]
+                there = map_coordinates(sitk.GetArrayFromImage(raw).astype(float), np.asarray(places).T[::-1], order=1)
+                return np.corrcoef(there, patch)[0, 1]
+
+            here = alike((0, 0, 0))
+            assert here > 0.95
+            for axis in range(3):
+                for side in (-4, 4):
+                    assert alike(tuple(side * (axis == other) for other in range(3))) < here
+
+
+# -- failures ---------------------------------------------------------------------------------------------------------
+
+
+def test_not_a_number_names_the_cases_and_keeps_the_weights(new_trainer: NewTrainer) -> None:
+    trainer = new_trainer(DiffSegPretrainer, iterations=2)
+    trainer.initialize()
+    trainer.on_train_start()
+    trainer.on_train_epoch_start()
+    before = weights_of(trainer)
+    batch = next(trainer.dataloader_train)
+    batch["data"][0, 0, 3, 3, 3] = torch.nan
+    with pytest.raises(StageFailedError) as failed:
+        trainer.train_step(batch)
+    message = str(failed.value)
+    assert "not finite at iteration 0" in message
+    assert all(case in message for case in batch["keys"])
+    assert "diffseg verify" in message
+    assert_same(weights_of(trainer), before)
+
+
+def test_finetuning_starts_from_the_pretrained_weights(new_trainer: NewTrainer, pretrained: DiffSegPretrainer) -> None:
+    weights = torch.load(pretrained.final_checkpoint, weights_only=True)["network_weights"]
+    trainer = new_trainer(DiffSegTrainer)
+    trainer.initialize()
+    before = {key: tensor.clone() for key, tensor in trainer.network.state_dict().items()}
+    taken = trainer.start_from(weights, "pretrained")
+    state = trainer.network.state_dict()
+    assert taken == sum(".seg_layers." not in key for key in state)
+    for key, tensor in state.items():
+        assert torch.equal(tensor, before[key] if ".seg_layers." in key else weights[key])
+
+
+def test_weights_of_another_plan_are_refused_with_a_list(
+    new_trainer: NewTrainer, pretrained: DiffSegPretrainer
+) -> None:
+    weights = torch.load(pretrained.final_checkpoint, weights_only=True)["network_weights"]
+    first = "encoder.stages.0.0.convs.0.conv.weight"
+    weights[first] = torch.zeros(16, 1, 3, 3, 3)
+    del weights["encoder.stages.1.0.convs.0.norm.bias"]
+    trainer = new_trainer(DiffSegTrainer)
+    trainer.initialize()
+    before = weights_of(trainer)
+    with pytest.raises(BadInputError) as refused:
+        trainer.start_from(weights, "other.pth")
+    message = str(refused.value)
+    assert "other.pth does not fit the plan, 2 tensors differ" in message
+    assert f"{first}: (16, 1, 3, 3, 3) in the checkpoint, (8, 1, 3, 3, 3) in the plan" in message
+    assert "encoder.stages.1.0.convs.0.norm.bias: missing in the checkpoint" in message
+    assert_same(weights_of(trainer), before)
+
+
+@pytest.mark.parametrize("trainer_class", [DiffSegPretrainer, DiffSegTrainer])
+def test_checkpoints_are_whole_or_not_written(new_trainer: NewTrainer, trainer_class: type) -> None:
+    trainer = new_trainer(trainer_class)
+    trainer.initialize()
+    if trainer_class is DiffSegPretrainer:
+        trainer.build_loaders()
+    path = Path(trainer.output_folder) / "checkpoint_latest.pth"
+    trainer.save_checkpoint(str(path))
+    whole, names = path.read_bytes(), sorted(p.name for p in path.parent.iterdir())
+    assert not [name for name in names if "partial" in name]
+    # something that cannot be written, after most has been
+    if trainer_class is DiffSegPretrainer:
+        trainer.dataset_json = {**trainer.dataset_json, "last": lambda: None}
+    else:
+        trainer.my_init_kwargs = {**trainer.my_init_kwargs, "last": lambda: None}
+    with pytest.raises((pickle.PicklingError, AttributeError)):
+        trainer.save_checkpoint(str(path))
+    assert path.read_bytes() == whole
+    assert sorted(p.name for p in path.parent.iterdir()) == names
+
+
+# -- rates ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("trainer_class", "optimizer", "rate"),
+    [
+        (DiffSegTrainer, "sgd", 1e-3),
+        (DiffSegTrainerScratch, "sgd", 1e-2),
+        (DiffSegTrainer, "adamw", 2e-3),
+        (DiffSegTrainerScratch, "adamw", 2e-3),
+    ],
+)
+def test_rates_warm_up_and_decay(new_trainer: NewTrainer, trainer_class: type, optimizer: str, rate: float) -> None:
+    trainer = new_trainer(trainer_class, iterations=100, optimizer=optimizer, warmup_share=0.2)
+    trainer.initialize()
+    rates = []
+    for epoch in range(trainer.num_epochs):
+        trainer.lr_scheduler.step(epoch)
+        rates.append(trainer.optimizer.param_groups[0]["lr"])
+    assert len(rates) == 20
+    np.testing.assert_allclose(rates[:4], rate * np.array([1, 2, 3, 4]) / 5)
+    np.testing.assert_allclose(rates[4:], rate * (1 - np.arange(16) / 16) ** 0.9)
+    if optimizer == "sgd":
+        stock = trainer.optimizer.param_groups[0]
+        assert (stock["momentum"], stock["nesterov"], stock["weight_decay"]) == (0.99, True, 3e-5)
+
+
+def test_initial_rate_can_be_chosen(new_trainer: NewTrainer) -> None:
+    trainer = new_trainer(DiffSegTrainer, initial_lr=0.5, warmup_share=0.0)
+    trainer.initialize()
+    assert trainer.optimizer.param_groups[0]["lr"] == 0.5

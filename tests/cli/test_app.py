@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,6 +14,7 @@ import pytest
 from diffseg_nnunet.cli.arguments import expand_lists
 
 if TYPE_CHECKING:
+    from tests.cli.conftest import Source
     from tests.conftest import CommandLine
 
 COMMANDS = (
@@ -110,14 +113,25 @@ def test_a_traceback_only_with_debug(diffseg: CommandLine) -> None:
         assert "dataset.json is missing" in finished.err
 
 
-def test_interrupted_by_ctrl_c(diffseg: CommandLine) -> None:
-    """The demo writes its phantom first; interrupted then, it leaves nothing behind."""
-    running = diffseg.start("demo")
-    while not list(diffseg.folder.rglob(".partial-*/images/*")):
+def test_interrupted_by_ctrl_c(diffseg: CommandLine, source: Source) -> None:
+    """It reads its label names from a pipe that nobody fills, so that it is surely still at work."""
+    source.names.unlink()
+    os.mkfifo(source.names)
+    labels = ("--labels", source.labels, "--label-names", source.names, "--modality", "CT", "--name", "B")
+    running = diffseg.start("convert", "folder", "--images", source.images, *labels, "--id", 5)
+    while (writer := _opened(source.names)) is None:
         assert running.process.poll() is None, running.wait()
-        time.sleep(0.002)
+        time.sleep(0.01)
     running.process.send_signal(signal.SIGINT)
     finished = running.wait()
+    os.close(writer)
     assert finished.code == 130
     assert finished.err == "Error: Interrupted.\nRun the same command again to go on.\n"
-    assert not list(diffseg.folder.rglob(".partial-*"))
+
+
+def _opened(pipe: Path) -> int | None:
+    """The pipe, to write into; None while nobody reads from it."""
+    try:
+        return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+    except OSError:
+        return None

@@ -103,6 +103,58 @@ def test_folding_is_exact(architecture: str, dimensions: int, channels: int) -> 
         assert (stock(x) - conditioned).abs().max() <= 1e-4 * spread
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@torch.no_grad()
+def test_folding_is_exact_under_autocast(architecture: str) -> None:
+    """Training in bfloat16 must not learn scales that folding, in float32, would give otherwise."""
+    network, x = unet(architecture, 3), images(3, 1)
+    conditioning, stock = randomised(network), unet(architecture, 3)
+    stock.load_state_dict(fold(network, conditioning, 100))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        with conditioning.at(torch.full((3,), 100)):
+            conditioned = network(x)
+        folded = stock(x)
+    assert conditioned.dtype == torch.bfloat16
+    assert (folded - conditioned).abs().max() <= 0.008 * (conditioned.max() - conditioned.min())
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [
+        {"norm_op": "torch.nn.modules.batchnorm.BatchNorm2d", "norm_op_kwargs": {"affine": True}},
+        {
+            "norm_op": "torch.nn.modules.instancenorm.InstanceNorm2d",
+            "norm_op_kwargs": {"affine": True, "track_running_stats": True},
+        },
+    ],
+)
+@torch.no_grad()
+def test_folding_is_exact_with_running_statistics(norm: dict) -> None:
+    network, stock, x = unet(**norm), unet(**norm), images(2, 1)
+    conditioning = randomised(network)
+    t = torch.full((3,), 100)
+    with conditioning.at(t):
+        for _ in range(3):
+            network(3 * x + 1)  # statistics other than those of the images below
+    network.eval()
+    stock.eval()
+    with conditioning.at(t):
+        conditioned = network(x)
+    stock.load_state_dict(fold(network, conditioning, 100), strict=True)
+    assert (stock(x) - conditioned).abs().max() <= 1e-4 * (conditioned.max() - conditioned.min())
+
+
+@torch.no_grad()
+def test_folding_is_exact_with_group_norms() -> None:
+    layers = [nn.Conv2d(1, 6, 3), nn.GroupNorm(2, 6), nn.ReLU(), nn.Conv2d(6, 4, 3), nn.GroupNorm(4, 4)]
+    network, x = nn.Sequential(*layers), images(2, 1)
+    conditioning = randomised(network)
+    with conditioning.at(torch.full((3,), 100)):
+        conditioned = network(x)
+    network.load_state_dict(fold(network, conditioning, 100))
+    assert (network(x) - conditioned).abs().max() <= 1e-4 * (conditioned.max() - conditioned.min())
+
+
 @every_network
 def test_folded_weights_have_stock_keys_and_shapes(architecture: str, dimensions: int, channels: int) -> None:
     network = unet(architecture, dimensions, channels)

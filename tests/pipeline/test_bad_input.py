@@ -117,9 +117,11 @@ def test_plans_of_another_planner(project: TinyProject) -> None:
     }
     path.write_text(json.dumps(stock))
     words = ("were made by ExperimentPlanner", "no 'diffseg' section", "diffseg plan")
-    for refused in project.diffseg.in_one_process([("preprocess", 1), ("pretrain", 1), ("train", 1)]):
-        refused.refused(*words)
-    planned = project.diffseg("plan", 1, *project.light_plan, "--unlabeled", 2).ok()
+    plan = ("plan", 1, *project.light_plan, "--unlabeled", 2)
+    *stages, planned = project.diffseg.in_one_process([("preprocess", 1), ("pretrain", 1), ("train", 1), plan])
+    for stage in stages:
+        stage.refused(*words)
+    planned.ok()
     assert "is kept as" in planned.out
     assert json.loads(path.read_text()) == own
     (kept,) = project.preprocessed.glob("superseded_*_DiffSegPlans.json")

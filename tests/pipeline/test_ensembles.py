@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sysconfig
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,22 +25,45 @@ def segmentations(folder: Path) -> dict[str, np.ndarray]:
     return {path.name: sitk.GetArrayFromImage(sitk.ReadImage(str(path))) for path in sorted(folder.glob("*.nii.gz"))}
 
 
-def test_two_folds(project: TinyProject) -> None:
-    """Fold 1 starts from fold 0's pretraining, which has seen the images of its validation cases, and says so."""
-    weights = project.pretrained() / "checkpoint_final.pth"
-    own, stock = project.folder / "own", project.folder / "stock"
-    training = project.diffseg("train", 1, "-f", 1, "--pretrained", weights, "--optimizer", "adamw", *SHORT).ok()
-    split = project.splits()
-    seen = set(split[0]["train"]) & set(split[1]["val"])
-    assert seen
-    assert f"pretrained on the images of {len(seen)} of this fold's validation cases" in training.out
+@pytest.fixture(scope="module")
+def several(trained: TinyProject, tmp_path_factory: pytest.TempPathFactory) -> TinyProject:
+    """The trained project with a second fold, and with a 2D network, trained at the same time.
 
-    io = ("-d", 1, "-i", project.test_images, "-o")
-    ours = project.diffseg.start("predict", *io, own, "-f", 0, 1)
-    project.diffseg.start_other(
+    The second fold starts from the first one's pretraining.
+    """
+    project = trained.copy(tmp_path_factory.mktemp("several"))
+    weights = project.pretrained() / "checkpoint_final.pth"
+    fold_1 = project.diffseg.start("train", 1, "-f", 1, "--pretrained", weights, "--optimizer", "adamw", *SHORT)
+    flat = ("preprocess", 1), ("pretrain", 1, *SHORT), ("train", 1, "--optimizer", "adamw", *SHORT)
+    for stage in project.diffseg.in_one_process([(*line, "-c", "2d") for line in flat]):
+        stage.ok()
+    printed = fold_1.wait().ok().out
+    (project.folder / "fold_1.txt").write_text(printed)
+    return project
+
+
+def test_stages_at_the_same_time_are_all_recorded(several: TinyProject) -> None:
+    stages = several.manifest()["stages"]
+    assert {"train/finetune/3d_fullres/fold_1", "pretrain/2d/fold_0", "train/finetune/2d/fold_0"} <= stages.keys()
+    assert {stage["status"] for stage in stages.values()} == {"finished"}
+
+
+def test_a_fold_whose_validation_cases_were_pretrained_on(several: TinyProject) -> None:
+    first, second = several.splits()[:2]
+    seen = set(first["train"]) & set(second["val"])
+    assert seen
+    printed = (several.folder / "fold_1.txt").read_text()
+    assert f"pretrained on the images of {len(seen)} of this fold's validation cases" in printed
+
+
+def test_two_folds(several: TinyProject) -> None:
+    own, stock = several.folder / "own", several.folder / "stock"
+    io = ("-d", 1, "-i", several.test_images, "-o")
+    ours = several.diffseg.start("predict", *io, own, "-f", 0, 1)
+    several.diffseg.start_other(
         *(Path(sysconfig.get_path("scripts")) / "nnUNetv2_predict", *io, stock, "-c", "3d_fullres", "-f", 0, 1),
         *("-tr", "DiffSegTrainer", "-p", "DiffSegPlans", "-device", "cpu", "-npp", 0, "-nps", 0),
-        **project.nnunet_variables(),
+        **several.nnunet_variables(),
         nnUNet_extTrainer=SHIM_FOLDER,
     ).wait().ok()
     ours.wait().ok()
@@ -50,16 +74,13 @@ def test_two_folds(project: TinyProject) -> None:
         np.testing.assert_array_equal(first[name], second[name])
 
 
-def test_two_configurations(project: TinyProject) -> None:
+def test_two_configurations(several: TinyProject) -> None:
     """A 2D and a 3D network, averaged; a case that cannot be read is left out of both."""
-    project.diffseg("preprocess", 1, "-c", "2d").ok()
-    project.diffseg("pretrain", 1, "-c", "2d", *SHORT).ok()
-    project.diffseg("train", 1, "-c", "2d", "--optimizer", "adamw", *SHORT).ok()
-    (project.test_images / "broken_0000.nii.gz").write_bytes(b"no volume")
-
-    output = project.folder / "out"
-    options = ("predict", "-d", 1, "-i", project.test_images, "-o", output, "-c", "2d", "3d_fullres")
-    run = project.diffseg(*options)
+    images, output = several.folder / "images", several.folder / "out"
+    shutil.copytree(several.test_images, images)
+    (images / "broken_0000.nii.gz").write_bytes(b"no volume")
+    options = ("predict", "-d", 1, "-i", images, "-o", output, "-c", "2d", "3d_fullres")
+    run = several.diffseg(*options)
     assert run.code == 2
     assert "broken was set aside" in run.out
     assert run.out.count("set aside") == 1
@@ -68,7 +89,7 @@ def test_two_configurations(project: TinyProject) -> None:
     assert any(len(np.unique(array)) > 1 for array in predicted.values())
     assert not [path for path in output.iterdir() if path.is_dir()]
 
-    (project.test_images / "broken_0000.nii.gz").unlink()
+    (images / "broken_0000.nii.gz").unlink()
     written = {path: path.stat().st_mtime_ns for path in output.glob("*.nii.gz")}
-    project.diffseg(*options).ok()
+    several.diffseg(*options).ok()
     assert {path: path.stat().st_mtime_ns for path in output.glob("*.nii.gz")} == written

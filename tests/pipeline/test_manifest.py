@@ -79,6 +79,6 @@ def test_other_settings_redo_a_stage_and_keep_the_earlier_result(project: TinyPr
 def test_new_images_redo_what_depends_on_them(project: TinyProject) -> None:
     (project.raw / "imagesTr" / "phantom_000_0000.nii.gz").touch()
     project.diffseg("train", 1, "--iterations", 20, "--optimizer", "adamw").refused(
-        "data or plan have changed", "diffseg preprocess 1"
+        "have changed since it was planned", "diffseg plan 1", "diffseg run 1"
     )
     assert not list(project.results.rglob("superseded_*"))

@@ -14,8 +14,10 @@ pytestmark = pytest.mark.pipeline
 
 def test_a_data_set_without_labels(planned_project: TinyProject) -> None:
     project = planned_project
-    run = project.diffseg("run", 2, *project.light_plan, "--pretrain-iterations", 4).ok()
+    lines = ("run", 2, *project.light_plan, "--pretrain-iterations", 4), ("train", 2, "-f", "all")
+    run, training = project.diffseg.in_one_process(lines)
+    run.ok()
     assert f"{project.pool_name} has no labels: it is pretrained, and there is nothing to train" in run.out
     results = project.results.with_name(project.pool_name)
     assert [path.parent.name for path in results.rglob("checkpoint_final.pth")] == ["fold_all"]
-    project.diffseg("train", 2, "-f", "all").refused("has no labels", "diffseg pretrain 2")
+    training.refused("has no labels", "diffseg pretrain 2")

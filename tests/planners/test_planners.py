@@ -217,7 +217,7 @@ def test_more_memory_gives_no_smaller_patches(plan: Plan) -> None:
 
 
 def test_cascades_have_no_pretraining_of_their_last_stage(plan: Plan, workspace: Workspace) -> None:
-    plans = plan(budget=MemoryBudget(0.05, "test"), base_features=32)
+    plans = plan(budget=MemoryBudget(0.01, "test"), base_features=32)
     assert "3d_cascade_fullres" in plans["configurations"]
     assert "pretraining" in diffseg_section(plans)["configurations"]["3d_lowres"]
     with pytest.raises(BadInputError, match="has no pretraining stage"):

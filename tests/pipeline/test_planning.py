@@ -1,0 +1,65 @@
+"""The stage *plan*: what it refuses, what it honours, and that it does nothing twice."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from diffseg_nnunet import registry
+from diffseg_nnunet.pipeline.planning import PlanRequest, plan
+from diffseg_nnunet.pipeline.project import Project
+from diffseg_nnunet.workspace import Workspace
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """Four labelled cases with left and right, and a data set of three unlabelled ones."""
+    folder = tmp_path_factory.mktemp("planners")
+    environment = dict(os.environ)
+    source, rng = folder / "source", np.random.default_rng(0)
+    for name in ("images", "labels", "pool"):
+        (source / name).mkdir(parents=True)
+    for number in range(7):
+        image = sitk.GetImageFromArray(rng.normal(0, 100, (24, 40, 36)).astype(np.int16))
+        image.SetSpacing((2.0, 2.0, 5.0))
+        sitk.WriteImage(image, source / ("images" if number < 4 else "pool") / f"case_{number}.nii.gz")
+        if number < 4:
+            label = sitk.GetImageFromArray((np.indices((24, 40, 36))[2] // 12).astype(np.uint8))
+            label.CopyInformation(image)
+            sitk.WriteImage(label, source / "labels" / f"case_{number}.nii.gz")
+    (source / "labels.json").write_text('{"background": 0, "kidney_right": 1, "kidney_left": 2}')
+    workspace = Workspace(*(folder / name for name in ("raw", "preprocessed", "results"))).activate()
+    converter = registry.load("converters", "folder")()
+    labelled = converter.plan(source / "images", source / "labels", source / "labels.json", "CT", "Kidneys")
+    pool = converter.plan(source / "pool", None, None, "CT", "Pool")
+    for dataset_id, conversion in ((1, labelled), (2, pool)):
+        conversion.execute(dataset_id=dataset_id, workspace=workspace, workers=1)
+    yield Project.open(workspace, 1)
+    os.environ.clear()
+    os.environ.update(environment)
+
+
+def light(**changes: object) -> PlanRequest:
+    return PlanRequest(**{"gpu_memory": "1", "base_features": 8, **changes})
+
+
+def test_a_target_spacing_is_honoured(project: Project) -> None:
+    plans = plan(project, light(backbone="plain", spacing=(6.0, 3.0, 3.0)))
+    assert sorted(plans["configurations"]["3d_fullres"]["spacing"]) == [3.0, 3.0, 6.0]
+
+
+def test_a_data_set_cannot_be_its_own_pool(project: Project) -> None:
+    from diffseg_nnunet.errors import BadInputError
+
+    with pytest.raises(BadInputError, match="cannot be its own unlabelled pool"):
+        plan(project, light(unlabelled=(1,)))
+
+
+def test_unchanged_plans_are_not_made_again(project: Project) -> None:
+    plan(project, light(backbone="plain"))
+    stamp = project.plans_path.stat().st_mtime_ns
+    plan(project, light(backbone="plain"))
+    assert project.plans_path.stat().st_mtime_ns == stamp

@@ -29,7 +29,7 @@ def main() -> None:
         install, demo = install_and_demo.rsplit(" && ", 1)
         rows, scores = [], None
         for name, command in (("install", install), ("demo", demo), ("tests", tests)):
-            seconds, peak, output = _measured(command, clone)
+            seconds, peak, output = measured(command, clone)
             rows.append((f"{name}: `{command}`", f"{seconds / 60:.1f}", f"{peak:.1f}", _last_line(output, name)))
             if name == "demo":
                 scores = json.loads((clone / "diffseg_demo" / "report" / "scores.json").read_text())
@@ -46,7 +46,7 @@ def main() -> None:
     )
 
 
-def _measured(command: str, folder: Path) -> tuple[float, float, str]:
+def measured(command: str, folder: Path) -> tuple[float, float, str]:
     """Wall seconds, peak GiB and output of a shell command of the README."""
     start, peak, done = monotonic(), 0, threading.Event()
     process = subprocess.Popen(

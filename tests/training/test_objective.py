@@ -169,6 +169,31 @@ def _after_noise(shape: torch.Size) -> torch.Generator:
     return drawn
 
 
+def test_points_count_with_the_signal_that_is_left() -> None:
+    """Of two time steps one leaves half of the signal and the other next to nothing: there, no place can be told."""
+    noisy = DiffusionSettings(timesteps=2, schedule="cosine", fold_timestep=0)
+    _, objective = modules(3, CoordinateSettings(points_per_patch=64), noisy)
+    left = objective.diffusion.alpha_bar
+    assert left[0] > 0.4
+    assert left[1] < 1e-3
+    seed = next(seed for seed in range(99) if _timesteps(objective, seed) == [0, 1])
+    losses = []
+    for patch in (None, 0, 1):
+        pair = batch(3, 2)
+        if patch is not None:
+            pair["affine"][patch, :, :3] *= 30
+        losses.append(objective(pair, generator(seed))["coordinates"].item())
+    usual, clear_patch_misplaced, noise_misplaced = losses
+    assert clear_patch_misplaced > 10 * usual
+    assert noise_misplaced < 1.5 * usual
+
+
+def _timesteps(objective: PretrainingObjective, seed: int) -> list[int]:
+    drawn = generator(seed)
+    torch.randn(batch(3, 2)["data"].shape, generator=drawn)
+    return objective.diffusion.sample_timesteps(2, drawn).tolist()
+
+
 def test_the_same_generator_gives_the_same_loss() -> None:
     _, objective = modules(3, CoordinateSettings(points_per_patch=16), DiffusionSettings())
     one, same, other = (objective(batch(3), generator(seed))["loss"].item() for seed in (1, 1, 2))

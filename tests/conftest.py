@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -40,6 +41,13 @@ class Finished:
         return self
 
 
+def _prepare(core: int | None) -> None:
+    """In the child: its core, and Ctrl-C as a terminal would have it; a test run in the background ignores it."""
+    if core is not None:
+        os.sched_setaffinity(0, {core})
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Started:
     """A command that runs, as leader of its own process group, on one core.
 
@@ -60,7 +68,7 @@ class Started:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
-            preexec_fn=None if core is None else lambda: os.sched_setaffinity(0, {core}),
+            preexec_fn=lambda: _prepare(core),
         )
 
     def wait(self, given: str | None = None, timeout_s: float = 600) -> Finished:

@@ -123,7 +123,7 @@ def test_interrupted_by_ctrl_c(diffseg: CommandLine, source: Source) -> None:
         assert running.process.poll() is None, running.wait()
         time.sleep(0.01)
     running.process.send_signal(signal.SIGINT)
-    finished = running.wait()
+    finished = running.wait(timeout_s=60)
     os.close(writer)
     assert finished.code == 130
     assert finished.err == "Error: Interrupted.\nRun the same command again to go on.\n"

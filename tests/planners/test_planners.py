@@ -110,8 +110,10 @@ def plans_file(workspace: Workspace, dataset: str = LABELLED) -> Path:
 def plan(workspace: Workspace) -> Iterator[Plan]:
     """Plans a data set, and returns what the plans file then says."""
 
-    def make(backbone: str = "plain", dataset: str = LABELLED, **options: Any) -> dict[str, Any]:
-        planner = PLANNERS[backbone](dataset)
+    def make(
+        backbone: str = "plain", dataset: str = LABELLED, spacing: list[float] | None = None, **options: Any
+    ) -> dict[str, Any]:
+        planner = PLANNERS[backbone](dataset, overwrite_target_spacing=spacing)
         planner.configure(**{"budget": MemoryBudget(1.0, "requested"), "base_features": 8, **options})
         planner.plan_experiment()
         return json.loads(plans_file(workspace, dataset).read_text())
@@ -187,6 +189,16 @@ def test_left_and_right_are_not_to_be_mirrored(plan: Plan) -> None:
     assert "left_kidney" in mirroring["reason"]
     assert allowed_mirror_axes(plans, 3) == (0, 1)
     assert allowed_mirror_axes(plans, 2) == (0,)
+
+
+def test_target_spacing_can_be_chosen(plan: Plan) -> None:
+    """Given in array order, (z, y, x); nnU-Net puts the axis of the coarsest voxels first."""
+    plans = plan(spacing=[2.0, 2.0, 3.0])
+    assert plans["transpose_forward"] == [2, 0, 1]
+    assert plans["configurations"]["3d_fullres"]["spacing"] == [3.0, 2.0, 2.0]
+    # the axis to the patient's left is now the first, along which 2D slices are stacked
+    assert allowed_mirror_axes(plans, 3) == (1, 2)
+    assert allowed_mirror_axes(plans, 2) == (0, 1)
 
 
 @pytest.mark.parametrize("backbone", PLANNERS)

@@ -28,7 +28,7 @@ Status = Literal["ok", "warning", "problem"]
 # the ranges pyproject.toml declares; a test holds them to it
 PYTHON_FROM = (3, 11)
 NNUNET_FROM, NNUNET_BELOW = (2, 8, 1), (2, 10)
-TORCH_FROM = (2, 3)
+TORCH_FROM = (2, 6)
 TORCH_EXCLUDED = (2, 9)  # by nnU-Net
 
 LITTLE_MEMORY_GIB = 8.0  # a training process and its workers take 3 to 6 GiB on small data, prediction of a CT more

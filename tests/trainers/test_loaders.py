@@ -16,6 +16,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from diffseg_nnunet.trainers import DiffSegPretrainer, DiffSegTrainer
 from diffseg_nnunet.trainers.loaders import PatchPairLoader, SeededLoader, serve, shut_down
+from diffseg_nnunet.workspace import Workspace
 
 LABELS = LabelManager({"background": 0, "organ": 1}, regions_class_order=None)
 SHAPES = {"large": (12, 17, 15), "small": (5, 20, 3), "tiny": (2, 3, 4)}
@@ -66,12 +67,18 @@ def test_workers_do_not_wait_for_threads_they_lack(new_trainer: Callable[..., An
     trainer.initialize()
     loader, _ = trainer.build_loaders()
     expected = served(loader, 0, 4)
-    torch.set_num_threads(2)
-    large = torch.ones(300, 300)
-    assert (large @ large)[0, 0] == 300  # the pool is there now
+    start_threads()
     assert same(served(loader, 2, 4), expected)
     assert same(served(loader, 0, 4), expected)
     assert torch.get_num_threads() == 2
+
+
+def start_threads() -> None:
+    """Have torch start the threads of this process, for its own loops and for its matrix products."""
+    torch.set_num_threads(2)
+    large = torch.ones(300, 300)
+    assert (large @ large)[0, 0] == 300
+    assert torch.ones(10**6).mul(2).sum() == 2 * 10**6
 
 
 @pytest.mark.parametrize("trainer_class", [DiffSegPretrainer, DiffSegTrainer])
@@ -145,6 +152,14 @@ def test_workers_have_streams_of_their_own(cases: nnUNetDatasetBlosc2) -> None:
     draws = torch.stack([batch["data"].flatten(1)[:, :3] for batch in served(loader, 2, 6)]).flatten()
     assert len(draws) == 6 * 3 * 3
     assert len(draws.unique()) == len(draws)
+
+
+def test_large_batches_are_handed_over(workspace: Workspace, cases: nnUNetDatasetBlosc2) -> None:
+    """Workers copy batches into shared memory in a thread of its own; where these are large, on several more."""
+    loader = pair_loader(cases, 2, (64, 64, 64))
+    expected = served(loader, 0, 3)
+    start_threads()
+    assert same(served(loader, 2, 3), expected)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 6])

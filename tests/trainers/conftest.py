@@ -64,13 +64,19 @@ def phantom_workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 
 
 @pytest.fixture
-def workspace(phantom_workspace: Workspace, tmp_path: Path) -> Iterator[Workspace]:
-    """Active, with results of its own; one thread, since several wait for each other where the cores are shared."""
+def one_thread() -> Iterator[None]:
+    """Several would mostly wait for each other on tiny tensors, where the cores are shared; those of the caller return."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def workspace(phantom_workspace: Workspace, tmp_path: Path, one_thread: None) -> Iterator[Workspace]:
+    """Active, with results of its own."""
     with environment_restored():
         yield replace(phantom_workspace, results=tmp_path / "results").activate()
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

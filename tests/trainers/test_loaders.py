@@ -16,7 +16,6 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from diffseg_nnunet.trainers import DiffSegPretrainer, DiffSegTrainer
 from diffseg_nnunet.trainers.loaders import PatchPairLoader, SeededLoader, serve, shut_down
-from diffseg_nnunet.workspace import Workspace
 
 LABELS = LabelManager({"background": 0, "organ": 1}, regions_class_order=None)
 SHAPES = {"large": (12, 17, 15), "small": (5, 20, 3), "tiny": (2, 3, 4)}
@@ -154,7 +153,8 @@ def test_workers_have_streams_of_their_own(cases: nnUNetDatasetBlosc2) -> None:
     assert len(draws.unique()) == len(draws)
 
 
-def test_large_batches_are_handed_over(workspace: Workspace, cases: nnUNetDatasetBlosc2) -> None:
+@pytest.mark.usefixtures("one_thread")
+def test_large_batches_are_handed_over(cases: nnUNetDatasetBlosc2) -> None:
     """Workers copy batches into shared memory in a thread of its own; where these are large, on several more."""
     loader = pair_loader(cases, 2, (64, 64, 64))
     expected = served(loader, 0, 3)

@@ -65,7 +65,7 @@ def phantom_workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """Several would mostly wait for each other on tiny tensors, where the cores are shared; those of the caller return."""
+    """Several would mostly wait for each other on tiny tensors; those of the caller return."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -16,7 +16,7 @@ from results import diffseg, table, write_section
 
 DATASET, NAME = 4, "Dataset004_Hippocampus"
 PRETRAINING = ("--iterations", 200, "--initial-lr", 4e-3)
-TRAINING = ("--iterations", 400, "--optimizer", "adamw")
+TRAINING = ("--iterations", 600, "--optimizer", "adamw")
 
 
 def main() -> None:
@@ -78,7 +78,7 @@ def _report(options: argparse.Namespace) -> str:
         f"{'The from-scratch twin was not trained in this run' if options.no_twin else 'One seed'}: nothing here "
         "is evidence for or against pretraining.\n\n"
         f"{scores}\n\nThe stages of the first row, from the run manifest, together "
-        f"**{sum(seconds.values()) / 60:.1f} minutes** (conversion takes seconds; other work ran on the same cores):"
+        f"**{sum(seconds.values()) / 60:.1f} minutes** (conversion takes seconds):"
         f"\n\n{times}"
     )
 

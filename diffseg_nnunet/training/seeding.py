@@ -23,7 +23,8 @@ def seed_everything(seed: int) -> None:
 
 def derived_seed(*key: int) -> int:
     """A 63-bit seed from a tuple of non-negative integers; different tuples give independent streams."""
-    low, high = np.random.SeedSequence(key).generate_state(2, np.uint32)
+    # with its length in front: SeedSequence fills up with zeros, so (0,) and (0, 0) would be one stream
+    low, high = np.random.SeedSequence((len(key), *key)).generate_state(2, np.uint32)
     return int(low) | (int(high) & 0x7FFFFFFF) << 32
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from time import monotonic
 from typing import Any
 
@@ -11,18 +12,21 @@ import torch
 from nnunetv2.training.logging.nnunet_logger import MetaLogger
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
-from torch import distributed, nn
+from torch import Tensor, distributed, nn
 from torch._dynamo import OptimizedModule
+from torch.nn.parallel import DistributedDataParallel
 
 from diffseg_nnunet.atomic import write_file
 from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.planning.hardware import usable_cores
 from diffseg_nnunet.planning.section import diffseg_section
+from diffseg_nnunet.training import processes
 from diffseg_nnunet.training.precision import autocast, choose_dtype
 from diffseg_nnunet.training.seeding import seed_everything
 from diffseg_nnunet.training.settings import TrainingSettings
 
 from .loaders import SeededLoader, serve, shut_down
+from .loggers import TensorBoardLogger
 
 TRAINING_STREAM, VALIDATION_STREAM, PRECISION_STREAM, NOISE_STREAM, VALIDATION_NOISE_STREAM = range(5)
 
@@ -50,8 +54,15 @@ class ThrottledPlots:
 
 
 def unwrapped(network: nn.Module) -> nn.Module:
-    """The network itself, without torch.compile's wrapper."""
+    """The network itself, without the wrappers of several processes and of torch.compile."""
+    if isinstance(network, DistributedDataParallel):
+        network = network.module
     return network._orig_mod if isinstance(network, OptimizedModule) else network
+
+
+def _own_device(device: torch.device) -> torch.device:
+    """The GPU of this process on its node, for any GPU."""
+    return torch.device("cuda", processes.local_rank()) if device.type == "cuda" else device
 
 
 class DiffSegTrainerBase(nnUNetTrainer):
@@ -62,6 +73,8 @@ class DiffSegTrainerBase(nnUNetTrainer):
     """
 
     settings: TrainingSettings
+    samples_per_group = 1
+    batches_per_iteration = 1
 
     def __init__(
         self,
@@ -72,13 +85,14 @@ class DiffSegTrainerBase(nnUNetTrainer):
         device: torch.device = torch.device("cuda"),
     ):
         self.diffseg = diffseg_section(plans)
-        if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
-            raise BadInputError(
-                f"{type(self).__name__} does not train on several GPUs yet.",
-                "Leave -num_gpus out, one fold on each GPU.",
-            )
         super().__init__(plans, configuration, fold, dataset_json, device)
+        self.device = _own_device(device)  # nnU-Net takes the rank among all nodes for the index of a GPU
+        self.rank = processes.rank() if self.is_ddp else 0
+        self.processes = distributed.get_world_size() if self.is_ddp else 1
+        if self.rank == 0 and TensorBoardLogger.is_available():
+            self.logger.loggers.append(TensorBoardLogger(Path(self.output_folder) / "tensorboard"))
         self.logger = ThrottledPlots(self.logger)
+        self.results_folder = Path(self.output_folder)
         self.save_every = 1
         self.progress: Progress | None = None
         self._autocast_dtype: torch.dtype | None = None
@@ -102,15 +116,39 @@ class DiffSegTrainerBase(nnUNetTrainer):
 
     @property
     def final_checkpoint(self) -> Path:
-        return Path(self.output_folder) / "checkpoint_final.pth"
+        return self.results_folder / "checkpoint_final.pth"
 
     @property
     def latest_checkpoint(self) -> Path:
-        return Path(self.output_folder) / "checkpoint_latest.pth"
+        return self.results_folder / "checkpoint_latest.pth"
 
     def initialize(self) -> None:
         seed_everything(self.settings.seed)
+        if self.rank > 0:
+            # nnU-Net writes some files from every process: those of the others go nowhere
+            self._unread = TemporaryDirectory(prefix="diffseg_")
+            self.output_folder_base = self._unread.name
+            self.output_folder = str(Path(self._unread.name) / f"fold_{self.fold}")
+        together, self.is_ddp = self.is_ddp, False  # nnU-Net's own wrapping is for the GPUs of one node
         super().initialize()
+        self.is_ddp = together
+        if together:
+            self.batch_size = self._own_batch_size(self.batch_size)
+            self.share_network()
+
+    def _own_batch_size(self, batch_size: int) -> int:
+        try:
+            return processes.share_of_batch(batch_size, self.samples_per_group, self.processes)
+        except ValueError as error:
+            raise BadInputError(str(error), "Start torchrun with one of them, or plan for another batch.") from error
+
+    def share_network(self) -> None:
+        """Prepare the initialised network for several processes, of one or many nodes."""
+        if self.device.type == "cuda":
+            self.network = nn.SyncBatchNorm.convert_sync_batchnorm(self.network)
+        devices = [self.device.index] if self.device.type == "cuda" else None
+        self.network = DistributedDataParallel(self.network, device_ids=devices)
+        self.loss = self._build_loss()  # once more: its Dice now spans the whole batch
 
     # -- data ---------------------------------------------------------------------------------------------------------
 
@@ -131,8 +169,11 @@ class DiffSegTrainerBase(nnUNetTrainer):
         workers, pin = self.worker_count(), self.device.type == "cuda"
         validation_workers = min(1, workers)
         seed, epoch = self.settings.seed, self.current_epoch
-        training.start_at(seed, TRAINING_STREAM, epoch * self.num_iterations_per_epoch, workers)
-        validation.start_at(seed, VALIDATION_STREAM, epoch * self.num_val_iterations_per_epoch, validation_workers)
+        first = epoch * self.num_iterations_per_epoch * self.batches_per_iteration
+        first_validation = epoch * self.num_val_iterations_per_epoch
+        share = (self.rank, self.processes)
+        training.start_at(seed, TRAINING_STREAM, first, workers, *share)
+        validation.start_at(seed, VALIDATION_STREAM, first_validation, validation_workers, *share)
         return serve(training, workers, pin), serve(validation, validation_workers, pin)
 
     # -- precision ----------------------------------------------------------------------------------------------------
@@ -142,8 +183,12 @@ class DiffSegTrainerBase(nnUNetTrainer):
         if self.device.type == "cpu":
             loader, _ = self.build_loaders()
             sample = next(loader.start_at(self.settings.seed, PRECISION_STREAM, 0, 1))["data"][:2]
-            self._autocast_dtype, reason = choose_dtype(self.settings.precision, self.network, sample)
+            self._autocast_dtype, reason = self._choose_dtype(sample)
             self.print_to_log_file(f"precision: {reason}")
+
+    def _choose_dtype(self, sample: Tensor) -> tuple[torch.dtype | None, str]:
+        """Autocast dtype on the CPU and the reason, by a comparison on some patches."""
+        return choose_dtype(self.settings.precision, unwrapped(self.network), sample)
 
     def cpu_autocast(self) -> Any:
         """bfloat16 autocast where it was chosen; nothing on CUDA, where nnU-Net's own autocast applies."""
@@ -158,7 +203,7 @@ class DiffSegTrainerBase(nnUNetTrainer):
 
     def _report_iteration(self) -> None:
         self._iteration += 1
-        if self.progress is not None:
+        if self.progress is not None and self.rank == 0:
             self.progress(self._iteration, self.settings.epochs.iterations, "")
 
     def on_train_epoch_start(self) -> None:
@@ -169,11 +214,12 @@ class DiffSegTrainerBase(nnUNetTrainer):
         shut_down(self.dataloader_train)
         shut_down(self.dataloader_val)
         super().on_train_end()
-        self.logger.plot_progress_png(self.output_folder, force=True)
+        if self.rank == 0:
+            self.logger.plot_progress_png(self.output_folder, force=True)
 
     def report_epoch(self, news: str) -> None:
         """One line about the epoch that has just ended."""
-        if self.progress is not None:
+        if self.progress is not None and self.rank == 0:
             self.progress(self._iteration, self.settings.epochs.iterations, news)
 
     def save_checkpoint(self, filename: str) -> None:

@@ -1,7 +1,8 @@
-"""Diffusion pretraining of the planned network, with the coordinate head beside it (arXiv 2501.19265)."""
+"""Diffusion pretraining of the planned network, with body coordinates beside it (arXiv 2501.19265)."""
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from time import time
 from typing import Any
@@ -11,35 +12,44 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, nn
 
-from diffseg_nnunet.coordinates.head import CoordinateHead, FeatureTap
+from diffseg_nnunet.coordinates.guidance import MAP_CHANNELS, narrow_input
 from diffseg_nnunet.coordinates.positions import geometry_from_properties, preprocessed_to_patient
-from diffseg_nnunet.diffusion.conditioning import TimeConditioning, fold
-from diffseg_nnunet.diffusion.gaussian import GaussianDiffusion
+from diffseg_nnunet.diffusion.conditioning import fold
 from diffseg_nnunet.errors import BadInputError, StageFailedError
 from diffseg_nnunet.planning.section import UNLABELLED_SUFFIX, stage_plan
 from diffseg_nnunet.preprocessed import preprocessed_cases
 from diffseg_nnunet.training import checkpoint as checkpoints
-from diffseg_nnunet.training.ema import ExponentialMovingAverage
+from diffseg_nnunet.training import processes
+from diffseg_nnunet.training.assembly import assemble
+from diffseg_nnunet.training.draws import draw
 from diffseg_nnunet.training.history import History
-from diffseg_nnunet.training.objective import PretrainingObjective
-from diffseg_nnunet.training.precision import autocast
+from diffseg_nnunet.training.objective import DenoisingObjective, RegressionObjective
+from diffseg_nnunet.training.precision import autocast, choose_dtype
+from diffseg_nnunet.training.processes import mean_of_rows
 from diffseg_nnunet.training.schedules import warmup_cosine
 from diffseg_nnunet.training.seeding import derived_seed
-from diffseg_nnunet.training.settings import PretrainingSettings
+from diffseg_nnunet.training.settings import PATCHES_PER_SCAN, PretrainingSettings
 
+from .augmentation import PatchAugmentation
 from .base import NOISE_STREAM, VALIDATION_NOISE_STREAM, DiffSegTrainerBase, unwrapped
 from .loaders import PatchPairLoader, SeededLoader, shut_down
+from .phases import Phase
 from .pool import PooledDataset, PoolMember
+
+_MUCH_COARSER = 3  # nnU-Net's ratio of axes from which on it augments slices
+_REGRESSOR_THINNER = 2  # the regressor's share of a step stays small
+_FEWEST_FEATURES = 4
 
 
 class DiffSegPretrainer(DiffSegTrainerBase):
-    """Trains the planned network to denoise, and a head on its decoder to tell where each voxel lies.
+    """Trains the planned network to denoise, and to tell where each voxel lies.
 
-    Fold N pretrains on the training cases of fold N and the unlabelled pool, so that its validation cases stay unseen;
-    fold "all" on every case. The checkpoint's ``network_weights`` are a stock network's.
+    What it is trained on is the setting ``pool``: by default the training cases of the fold and the unlabelled images,
+    so that the fold's validation cases stay unseen. The checkpoint's ``network_weights`` are a stock network's.
     """
 
     settings: PretrainingSettings
+    samples_per_group = PATCHES_PER_SCAN
 
     def default_settings(self) -> PretrainingSettings:
         return PretrainingSettings.from_plan(self.diffseg)
@@ -47,9 +57,12 @@ class DiffSegPretrainer(DiffSegTrainerBase):
     def apply(self, settings: PretrainingSettings) -> None:
         super().apply(settings)
         self.enable_deep_supervision = False
+        self.batches_per_iteration = settings.accumulate
         stage = stage_plan(self.plans_manager.plans, self.configuration_name, "pretraining")
         self.patch_size, self._planned_batch_size = stage["patch_size"], stage["batch_size"]
         self.history = History()
+        self._skipped_in_a_row = 0
+        self._resumed_precision: str | None = None
 
     # -- network and optimiser ----------------------------------------------------------------------------------------
 
@@ -66,6 +79,17 @@ class DiffSegPretrainer(DiffSegTrainerBase):
             plans_manager, configuration_manager, num_input_channels, num_input_channels, enable_deep_supervision=False
         )
 
+    @staticmethod
+    def build_regressor(plans_manager: Any, configuration_manager: Any, num_input_channels: int) -> nn.Module:
+        """The planned topology with half its features and three outputs: the coordinate map of guidance."""
+        thin = copy.deepcopy(configuration_manager)
+        arguments = thin.configuration["architecture"]["arch_kwargs"]
+        features = [max(_FEWEST_FEATURES, n // _REGRESSOR_THINNER) for n in arguments["features_per_stage"]]
+        arguments["features_per_stage"] = features
+        return nnUNetTrainer.build_network_architecture(
+            plans_manager, thin, num_input_channels, MAP_CHANNELS, enable_deep_supervision=False
+        )
+
     def _do_i_compile(self) -> bool:
         return False  # the conditioning enters by hooks, which change with every time step
 
@@ -80,25 +104,33 @@ class DiffSegPretrainer(DiffSegTrainerBase):
             self.preprocessed_dataset_folder = str(folders[0]) if folders else self.preprocessed_dataset_folder
         super().initialize()
 
+    def share_network(self) -> None:
+        """Nothing to wrap: several modules learn together, so their gradients are averaged after each step."""
+
+    def set_deep_supervision_enabled(self, enabled: bool) -> None:
+        """Nothing: the network is built without."""
+
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, None]:
-        network = unwrapped(self.network)
-        self.conditioning = TimeConditioning(network).to(self.device)
-        self.modules = {"network": network, "conditioning": self.conditioning}
-        head, tap = None, None
-        if self.settings.coordinates.mode == "auxiliary":
-            last_stage = network.decoder.stages[-1]
-            tap = FeatureTap(last_stage)
-            head = CoordinateHead(network.encoder.output_channels[0]).to(self.device)
-            self.modules["coordinate_head"] = head
-        self.objective = PretrainingObjective(
-            network, self.conditioning, GaussianDiffusion(self.settings.diffusion), self.settings.coordinates, head, tap
-        )
-        self.ema = ExponentialMovingAverage(self.modules, self.settings.ema_decay)
-        self.parameters = [p for module in self.modules.values() for p in module.parameters()]
-        optimizer = torch.optim.AdamW(
-            self.parameters, self.settings.initial_lr, weight_decay=self.settings.weight_decay
-        )
-        return optimizer, None
+        settings, regressor, first_epoch = self.settings, None, 0
+        self.phases: list[Phase] = []
+        if settings.coordinates.mode == "guidance":
+            regressor = self.build_regressor(self.plans_manager, self.configuration_manager, self.num_input_channels)
+            regressor = regressor.to(self.device)
+            first_epoch = max(1, round(settings.coordinates.regressor_share * self.num_epochs))
+            objective = RegressionObjective(regressor, settings.coordinates)
+            modules = {"regressor": regressor}
+            self.phases.append(Phase("regressor", modules, objective, range(first_epoch), settings))
+        self.assembly = assemble(unwrapped(self.network), regressor, settings, self.device)
+        self.denoiser = self.assembly.denoiser
+        objective = DenoisingObjective(self.denoiser, settings.coordinates, self.assembly.head, self.assembly.tap)
+        epochs = range(first_epoch, self.num_epochs)
+        self.phases.append(Phase("denoiser", self.assembly.modules, objective, epochs, settings))
+        return self.phases[0].optimizer, None
+
+    @property
+    def phase(self) -> Phase:
+        """The phase of the current epoch; the last one when the training is over."""
+        return next((phase for phase in self.phases if self.current_epoch in phase.epochs), self.phases[-1])
 
     def _build_loss(self) -> None:
         """None: the objective needs the time step and the positions, not a target alone."""
@@ -114,31 +146,44 @@ class DiffSegPretrainer(DiffSegTrainerBase):
         return [member for member in members if member.cases]
 
     def pools(self) -> tuple[PooledDataset, PooledDataset]:
-        """The cases to learn from and those to watch the loss on; the latter never touch a weight."""
+        """The cases to learn from and those to watch the loss on; the latter never touch a weight.
+
+        Raises:
+            BadInputError: there is nothing to learn from.
+        """
         own = Path(self.preprocessed_dataset_folder_base) / self.configuration_manager.data_identifier
         name = self.plans_manager.dataset_name
+        labelled = preprocessed_cases(own)
         unlabelled = self._unlabelled_members()
-        if not preprocessed_cases(own):
+        if not labelled:
             pool = PooledDataset(unlabelled)
             return pool, pool
         training, validation = self.do_split()
-        pool = PooledDataset([PoolMember(name, own, tuple(training)), *unlabelled])
+        cases = {"unlabeled": (), "training": tuple(training), "all": labelled}[self.settings.pool]
+        pool = PooledDataset([PoolMember(name, own, cases), *unlabelled])
         return pool, PooledDataset([PoolMember(name, own, tuple(validation))])
 
     def build_loaders(self) -> tuple[SeededLoader, SeededLoader]:
         pool, watched = self.pools()
         self.pool_record = dict(pool.record())
-        return self._loader(pool), self._loader(watched)
+        augmentation = PatchAugmentation(self.patch_size, self._is_anisotropic()) if self.settings.augment else None
+        return self._loader(pool, augmentation), self._loader(watched, None)
 
-    def _loader(self, dataset: PooledDataset) -> PatchPairLoader:
+    def _is_anisotropic(self) -> bool:
+        """Whether turning a patch out of its last two axes would mix voxels of very different size."""
+        spacing, patch = self.configuration_manager.spacing, self.patch_size
+        flat = len(patch) == 3 and max(patch) / patch[0] > _MUCH_COARSER
+        return flat or max(spacing) / min(spacing) > _MUCH_COARSER
+
+    def _loader(self, dataset: PooledDataset, augmentation: PatchAugmentation | None) -> PatchPairLoader:
         coordinates = self.settings.coordinates.mode != "none"
         return PatchPairLoader(
             dataset,
             self.batch_size,
             self.patch_size,
-            self.patch_size,
             self.label_manager,
-            matrices=self._matrices(dataset) if coordinates else None,
+            augmentation,
+            self._matrices(dataset) if coordinates else None,
         )
 
     def _matrices(self, dataset: PooledDataset) -> dict[str, np.ndarray]:
@@ -149,7 +194,7 @@ class DiffSegPretrainer(DiffSegTrainerBase):
             if geometry is None:
                 raise BadInputError(
                     f"{identifier} has no 3D direction cosines, so its voxels have no place in the body.",
-                    "Plan without coordinates: `diffseg plan ID --coordinates none`.",
+                    "Pretrain without coordinates: `--coordinates none`.",
                 )
             matrices[identifier] = preprocessed_to_patient(
                 geometry,
@@ -162,46 +207,84 @@ class DiffSegPretrainer(DiffSegTrainerBase):
 
     # -- steps --------------------------------------------------------------------------------------------------------
 
+    def _choose_dtype(self, sample: Tensor) -> tuple[torch.dtype | None, str]:
+        if self._resumed_precision is not None:  # a trained network could now compare otherwise
+            return getattr(torch, self._resumed_precision), f"{self._resumed_precision}: as before it was interrupted"
+        t = torch.full((len(sample),), self.settings.diffusion.fold_timestep)
+
+        def denoise(patches: Tensor) -> Tensor:
+            return self.denoiser(patches, t)
+
+        return choose_dtype(self.settings.precision, denoise, sample)
+
     def _compute_dtype(self) -> torch.dtype | None:
         if self.device.type == "cuda":
             return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else None
         return self._autocast_dtype
 
-    def _generator(self, stream: int, index: int) -> torch.Generator:
-        generator = torch.Generator(device=self.device)
-        return generator.manual_seed(derived_seed(self.settings.seed, stream, index))
+    def _generators(self, stream: int, index: int, scans: Tensor) -> list[torch.Generator]:
+        """One for each scan of a batch, whichever process holds it."""
+        keys = [derived_seed(self.settings.seed, stream, index, int(scan)) for scan in scans.unique()]
+        return [torch.Generator(device=self.device).manual_seed(key) for key in keys]
 
-    def _losses(self, batch: dict, generator: torch.Generator) -> dict[str, Tensor]:
+    def _losses(self, batch: dict, stream: int, index: int) -> dict[str, Tensor]:
+        generators = self._generators(stream, index, batch["scan"])
         batch = {k: v.to(self.device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
+        draws = draw(batch, self.denoiser.diffusion, self.settings.coordinates, generators)
         with autocast(self.device, self._compute_dtype()):
-            return self.objective(batch, generator)
+            return self.phase.objective(batch, draws)
 
     def train_step(self, batch: dict) -> dict:
-        iterations = self.settings.epochs.iterations
-        rate = self.settings.initial_lr * warmup_cosine(
-            self._iteration, iterations, round(self.settings.warmup_share * iterations)
-        )
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.zero_grad(set_to_none=True)
-        losses = self._losses(batch, self._generator(NOISE_STREAM, self._iteration))
-        if not torch.isfinite(losses["loss"]):
+        phase = self.phase
+        self._set_rate(phase)
+        phase.optimizer.zero_grad(set_to_none=True)
+        rows, cases = [], set()
+        for part in range(self.batches_per_iteration):
+            batch = batch if part == 0 else next(self.dataloader_train)
+            cases |= set(batch["keys"])
+            losses = self._losses(batch, NOISE_STREAM, self._iteration * self.batches_per_iteration + part)
+            (losses["loss"] / self.batches_per_iteration).backward()
+            rows.append({name: float(value.detach()) for name, value in losses.items()})
+        processes.average_gradients(phase.parameters)
+        norm = nn.utils.clip_grad_norm_(phase.parameters, self.settings.gradient_clip)
+        finite = bool(np.isfinite([row["loss"] for row in rows]).all() and torch.isfinite(norm))
+        if processes.all_agree(finite, self.device):
+            phase.optimizer.step()
+            phase.ema.update()
+            self._skipped_in_a_row = 0
+        else:
+            self._skip(sorted(cases))
+        self._report_iteration()
+        return mean_of_rows(rows)
+
+    def _set_rate(self, phase: Phase) -> None:
+        per_epoch = self.num_iterations_per_epoch
+        iterations = len(phase.epochs) * per_epoch
+        step = self._iteration - phase.epochs.start * per_epoch
+        warmup = round(self.settings.warmup_share * iterations)
+        for group in phase.optimizer.param_groups:
+            group["lr"] = self.settings.initial_lr * warmup_cosine(step, iterations, warmup)
+
+    def _skip(self, cases: list[str]) -> None:
+        """Leave out an iteration whose loss or gradient is not finite; end the training when that goes on."""
+        self._skipped_in_a_row += 1
+        message = f"The pretraining loss or its gradient is not finite at iteration {self._iteration}"
+        self.print_to_log_file(f"{message}: skipped. Cases: {', '.join(cases)}")
+        self.report_epoch(f"iteration {self._iteration} skipped, not finite; cases {', '.join(cases)}")
+        if self._skipped_in_a_row >= self.settings.skip_limit:
             raise StageFailedError(
-                f"The pretraining loss is not finite at iteration {self._iteration} "
-                f"(cases {', '.join(sorted(set(batch['keys'])))}); the last checkpoint is intact.",
+                f"{message}, for the {self._skipped_in_a_row}th time in a row (last cases: {', '.join(cases)}); "
+                "the last checkpoint is intact.",
                 "Look at these scans with `diffseg verify`, or lower the rate with `--initial-lr`.",
             )
-        losses["loss"].backward()
-        nn.utils.clip_grad_norm_(self.parameters, self.settings.gradient_clip)
-        self.optimizer.step()
-        self.ema.update()
-        self._report_iteration()
-        return {name: float(value.detach()) for name, value in losses.items()}
 
     def on_train_epoch_start(self) -> None:
         self._iteration = self.current_epoch * self.num_iterations_per_epoch
-        for module in self.modules.values():
-            module.train()
+        self.optimizer = self.phase.optimizer
+        for phase in self.phases:
+            if phase.epochs.stop == self.current_epoch:  # from now on it is used as it will be: averaged and frozen
+                phase.ema.keep()
+            phase.train(phase is self.phase)
         self.print_to_log_file("")
         self.print_to_log_file(f"Epoch {self.current_epoch}")
 
@@ -209,16 +292,17 @@ class DiffSegPretrainer(DiffSegTrainerBase):
         self._training_means = _means(train_outputs)
 
     def on_validation_epoch_start(self) -> None:
-        for module in self.modules.values():
-            module.eval()
+        for phase in self.phases:
+            phase.train(False)
         self._validation_index = 0
 
     def validation_step(self, batch: dict) -> dict:
         # the same noise every epoch, so that the curve shows the network and not the draw
-        generator = self._generator(VALIDATION_NOISE_STREAM, self._validation_index)
+        with self.phase.ema.applied():
+            losses = self._losses(batch, VALIDATION_NOISE_STREAM, self._validation_index)
+        if self._validation_index == 0:
+            self._pictured = batch
         self._validation_index += 1
-        with self.ema.applied():
-            losses = self._losses(batch, generator)
         return {name: float(value) for name, value in losses.items()}
 
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
@@ -237,18 +321,44 @@ class DiffSegPretrainer(DiffSegTrainerBase):
         }
         self.history.add(row)
         self.print_to_log_file(row)
+        if self.rank == 0:
+            self._log(row)
+            self._picture()
         self.current_epoch += 1
         self.save_checkpoint(str(self.latest_checkpoint))
-        self.history.write(Path(self.output_folder))
-        news = "  ".join(f"{name} {row[f'validation_{name}']:.3f}" for name in self._validation_means if name != "loss")
+        if self.rank == 0:
+            self.history.write(self.results_folder)
+        shown = [name for name in self._validation_means if name != "loss" and not name.startswith("denoising_")]
+        news = "  ".join(f"{name} {row[f'validation_{name}']:.3f}" for name in shown)
         self.report_epoch(f"epoch {self.current_epoch}/{self.num_epochs}  validation: {news}")
+
+    def _log(self, row: dict[str, float]) -> None:
+        """To nnU-Net's further loggers (W&B, TensorBoard); its local one knows segmentation's values only."""
+        for logger in self.logger.loggers:
+            for name, value in row.items():
+                if name != "epoch" and np.isfinite(value):
+                    logger.log(name, value, self.current_epoch)
+
+    def _picture(self) -> None:
+        every = max(1, self.num_epochs // max(1, self.settings.pictures))
+        if not self.settings.pictures or (self.current_epoch + 1) % every:
+            return
+        from .pretraining_picture import draw_progress
+
+        path = self.results_folder / "pictures" / f"epoch_{self.current_epoch:04d}.png"
+        draw_progress(self, self._pictured, path)
+        for logger in self.logger.loggers:
+            if hasattr(logger, "picture"):
+                logger.picture("denoising", path, self.current_epoch)
 
     def on_train_end(self) -> None:
         self.save_checkpoint(str(self.final_checkpoint))
-        self.latest_checkpoint.unlink(missing_ok=True)
-        self.history.plot(Path(self.output_folder) / "progress.png")
+        if self.rank == 0:
+            self.latest_checkpoint.unlink(missing_ok=True)
+            self.history.plot(self.results_folder / "progress.png")
         shut_down(self.dataloader_train)
         shut_down(self.dataloader_val)
+        processes.wait_for_all()
         self.print_to_log_file("Pretraining done.")
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
@@ -256,19 +366,22 @@ class DiffSegPretrainer(DiffSegTrainerBase):
 
     # -- checkpoint ---------------------------------------------------------------------------------------------------
 
+    def folded(self) -> dict[str, Tensor]:
+        """The averaged weights, folded at the planned time step, without the inputs of guidance: a stock network's."""
+        network, conditioning = self.denoiser.network, self.denoiser.conditioning
+        with self.phases[-1].ema.applied():
+            weights = fold(network, conditioning, self.settings.diffusion.fold_timestep)
+        return weights if self.denoiser.regressor is None else narrow_input(weights, network)
+
     def save_checkpoint(self, filename: str) -> None:
         """Write a checkpoint whose ``network_weights`` stock nnU-Net starts from; the rest has keys of its own."""
-        if self.disable_checkpointing:
+        if self.disable_checkpointing or self.rank > 0:
             return
-        with self.ema.applied():
-            folded = fold(self.modules["network"], self.conditioning, self.settings.diffusion.fold_timestep)
-        own = {f"{name}_state": module.state_dict() for name, module in self.modules.items()}
         content = {
-            "network_weights": folded,
-            **own,
-            "ema_state": self.ema.state_dict(),
-            "optimizer_state": self.optimizer.state_dict(),
+            "network_weights": self.folded(),
+            "phases": {phase.name: phase.state_dict() for phase in self.phases},
             "current_epoch": self.current_epoch,
+            "precision": str(self._autocast_dtype or torch.float32).removeprefix("torch."),
             "history": self.history.rows,
             "settings": self.settings.to_json(),
             "pool": self.pool_record,
@@ -282,21 +395,26 @@ class DiffSegPretrainer(DiffSegTrainerBase):
         checkpoints.save(filename, _to_cpu(content))
 
     def load_checkpoint(self, filename_or_checkpoint: str | dict) -> None:
-        """Continue from a checkpoint of this trainer; reads tensors and plain values only."""
+        """Continue from a checkpoint of this trainer; reads tensors and plain values only.
+
+        Raises:
+            BadInputError: it is another trainer's, or another plan's; the message lists what differs.
+        """
         if not self.was_initialized:
             self.initialize()
         content = checkpoints.load_safely(filename_or_checkpoint)
-        for name, module in self.modules.items():
-            module.load_state_dict(content[f"{name}_state"])
-        self.ema.load_state_dict(content["ema_state"])
-        self.optimizer.load_state_dict(content["optimizer_state"])
+        checkpoints.require_same_network(self.folded(), content["network_weights"], str(filename_or_checkpoint))
+        for phase in self.phases:
+            phase.load_state_dict(content["phases"][phase.name])
         self.current_epoch = content["current_epoch"]
+        self._resumed_precision = content["precision"] if self.device.type == "cpu" else None
         self.pool_record = content["pool"]
         self.history = History(content["history"])
 
 
 def _means(outputs: list[dict[str, float]]) -> dict[str, float]:
-    return {name: float(np.mean([output[name] for output in outputs])) for name in outputs[0]}
+    """Means over an epoch's iterations, and over the processes that shared them."""
+    return mean_of_rows([mean_of_rows(rows) for rows in processes.gathered(outputs)])
 
 
 def _to_cpu(value: Any) -> Any:

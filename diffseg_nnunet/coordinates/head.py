@@ -6,26 +6,50 @@ It lives outside the network module that nnU-Net saves, so that a checkpoint kee
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from diffseg_nnunet.coordinates.loss import CoordinateObjective
+
+CoordinateMode = Literal["auxiliary", "guidance", "none"]
+MODES, OBJECTIVES = get_args(CoordinateMode), get_args(CoordinateObjective)
+
 
 @dataclass(frozen=True)
 class CoordinateSettings:
-    """Settings of the coordinate head. [default] values of ours unless a source is named.
+    """Settings of the coordinates. [default] values of ours unless a source is named.
 
     Attributes:
-        mode: "auxiliary" (a head on the same network) or "none".
+        mode: "auxiliary", a head on the denoiser; "guidance", a regressor that is trained first and frozen, whose map
+            the denoiser reads beside the noised image (arXiv 2501.19265); or "none".
+        objective: "relative" (methods.md, option B) or "distance" (APE's, option A).
         weight: of the coordinate loss beside the denoising loss. With 0.1 (methods.md) the head hardly learns in short
             trainings; with 1 it does, and denoising does not suffer (benchmarks/RESULTS.md).
         points_per_patch: voxels drawn from each patch for the pairwise loss.
+        clean_share: share of the scans that the head reads clean, at the time step that is folded in. They count for
+            the coordinates alone; all others count by the signal that is left in them.
+        condition_dropout: share of the patches whose map is replaced by zeros in "guidance" (methods.md 1.2), so that
+            the denoiser works without it.
+        regressor_share: share of the epochs that train the regressor in "guidance".
     """
 
-    mode: Literal["auxiliary", "none"] = "auxiliary"
+    mode: CoordinateMode = "auxiliary"
+    objective: CoordinateObjective = "relative"
     weight: float = 1.0
     points_per_patch: int = 192
+    clean_share: float = 0.25
+    condition_dropout: float = 0.1
+    regressor_share: float = 0.25
+
+    def __post_init__(self) -> None:
+        for value, choices in ((self.mode, MODES), (self.objective, OBJECTIVES)):
+            if value not in choices:
+                raise ValueError(f"{value} is none of {', '.join(choices)}")
+        for name in ("clean_share", "condition_dropout", "regressor_share"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)} is not in 0..1, 1 excluded")
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -16,10 +16,12 @@ from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to
 
 from diffseg_nnunet.atomic import remove_leftovers
 from diffseg_nnunet.inference.export import export_case, export_for_next_stage, is_exported
+from diffseg_nnunet.training import processes
 
 
 def validate_fold(trainer: Any, save_probabilities: bool) -> dict:
-    """nnU-Net's final validation: predictions and ``summary.json`` in ``fold_X/validation``.
+    """nnU-Net's final validation: predictions and ``summary.json`` in ``fold_X/validation``; cases are shared among
+    the processes that train together.
 
     Args:
         trainer: a segmentation trainer with its final weights.
@@ -28,26 +30,30 @@ def validate_fold(trainer: Any, save_probabilities: bool) -> dict:
     Returns:
         nnU-Net's summary.
     """
-    folder = Path(trainer.output_folder) / "validation"
+    folder = trainer.results_folder / "validation"
     folder.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(folder)
+    if trainer.rank == 0:
+        remove_leftovers(folder)
+    processes.wait_for_all()
     trainer.set_deep_supervision_enabled(False)
     trainer.network.eval()
     predictor = _predictor(trainer)
     _, cases = trainer.do_split()
-    for number, case in enumerate(sorted(cases), start=1):
+    own = sorted(cases)[trainer.rank :: trainer.processes]
+    for number, case in enumerate(own, start=1):
         if not _is_done(trainer, folder, case, save_probabilities):
             _predict_case(trainer, predictor, folder, case, save_probabilities)
-        trainer.report_epoch(f"validation case {number}/{len(cases)}: {case}")
+        trainer.report_epoch(f"validation case {number}/{len(own)}: {case}")
     compute_gaussian.cache_clear()
     trainer.set_deep_supervision_enabled(True)
-    return _score(trainer, folder)
+    processes.wait_for_all()
+    return processes.from_first(_score(trainer, folder) if trainer.rank == 0 else None)
 
 
 def _predictor(trainer: Any) -> nnUNetPredictor:
     predictor = nnUNetPredictor(device=trainer.device, allow_tqdm=False)
     predictor.manual_initialization(
-        trainer.network,
+        trainer.network.module if trainer.is_ddp else trainer.network,
         trainer.plans_manager,
         trainer.configuration_manager,
         None,
@@ -60,7 +66,7 @@ def _predictor(trainer: Any) -> nnUNetPredictor:
 
 def _next_stage_folders(trainer: Any) -> dict[str, Path]:
     """Where the cascade's next stages look for this stage's segmentations."""
-    root = Path(trainer.output_folder_base) / "predicted_next_stage"
+    root = trainer.results_folder.parent / "predicted_next_stage"
     return {name: root / name for name in trainer.configuration_manager.next_stage_names or []}
 
 

@@ -68,6 +68,20 @@ def initialise(network: torch.nn.Module, weights: Mapping[str, Tensor], source: 
         BadInputError: keys or shapes differ; the message lists them.
     """
     own = network.state_dict()
+    require_same_network(own, weights, source)
+    taken = {key: tensor for key, tensor in weights.items() if SEGMENTATION_LAYERS not in key}
+    network.load_state_dict({**own, **taken})
+    return len(taken)
+
+
+def require_same_network(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], source: str) -> None:
+    """Raises BadInputError if keys or shapes differ, output layers aside; the message lists them.
+
+    Args:
+        own: the planned network's weights.
+        weights: the checkpoint's.
+        source: the checkpoint's name for the message.
+    """
     lines = differences(own, weights)
     if lines:
         listed = "\n  ".join(lines[:_MAX_LISTED])
@@ -76,6 +90,3 @@ def initialise(network: torch.nn.Module, weights: Mapping[str, Tensor], source: 
             f"The checkpoint {source} does not fit the plan, {len(lines)} tensors differ:\n  {listed}{more}\n",
             "Pretrain with this plan (`diffseg pretrain`), or restore the plan the checkpoint was made with.",
         )
-    taken = {key: tensor for key, tensor in weights.items() if SEGMENTATION_LAYERS not in key}
-    network.load_state_dict({**own, **taken})
-    return len(taken)

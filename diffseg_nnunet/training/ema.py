@@ -44,6 +44,10 @@ class ExponentialMovingAverage:
         finally:
             self._write(own)
 
+    def keep(self) -> None:
+        """Give the modules the averages for good."""
+        self._write(self._average)
+
     def state_dict(self) -> dict:
         return {"updates": self.updates, "decay": self.decay, "average": self._average}
 

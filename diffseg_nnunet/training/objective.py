@@ -1,103 +1,201 @@
-"""The pretraining objective: denoise, and say where each voxel lies (arXiv 2501.19265; methods.md 1.2, variant AUX).
+"""The pretraining objectives: denoise, and say where each voxel lies (arXiv 2501.19265; methods.md 1.2).
 
-``L = || target − f_θ(x_t, t) ||² + λ · L_coordinates``. The head reads the features of the *noised* patch, so a point
-counts with ᾱ_t, the signal that is left: at high noise nobody could know the place.
+``L = w(t) · || target − f_θ(x_t, t) ||² + λ · L_coordinates``. Every loss is a mean over scans, or over patches, so
+that the mean over processes with equal shares is the loss of the whole batch.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from diffseg_nnunet.coordinates.head import CoordinateHead, CoordinateSettings, FeatureTap, gather_voxels
-from diffseg_nnunet.coordinates.loss import displacement_error_mm, relative_position_loss
+from diffseg_nnunet.coordinates.loss import (
+    consistency_loss,
+    displacement_error_mm,
+    distance_loss,
+    relative_position_loss,
+)
 from diffseg_nnunet.diffusion.conditioning import TimeConditioning
-from diffseg_nnunet.diffusion.gaussian import GaussianDiffusion, masked_mean_square_error
+from diffseg_nnunet.diffusion.gaussian import TIMESTEP_BINS, GaussianDiffusion, masked_mean_square_error
+from diffseg_nnunet.training.draws import Draws
+
+Read = Callable[[Tensor], Tensor]
+"""From voxels (B, N, 3) of a batch's patches to the coordinates predicted there, (B, N, 3)."""
+_LEGIBLE = 0.5  # ᾱ from which on a patch counts for the reported displacement error
 
 
-class PretrainingObjective:
-    """Computes the losses of one batch of :class:`~diffseg_nnunet.trainers.loaders.PatchPairLoader`.
+@dataclass(frozen=True)
+class Denoiser:
+    """A network that denoises, and what it is conditioned on.
 
-    Args:
-        network: the planned network, outputs as many channels as it reads.
+    Attributes:
+        network: the planned network, as many outputs as image channels; with `regressor`, widened by three inputs.
         conditioning: its time conditioning.
         diffusion: the forward process.
-        coordinates: settings of the coordinate loss.
-        head, tap: the coordinate head and the tap on the decoder's last stage; both None without coordinates.
+        regressor: frozen; gives the coordinate map of a clean patch. None where the network reads the image alone.
+    """
+
+    network: nn.Module
+    conditioning: TimeConditioning
+    diffusion: GaussianDiffusion
+    regressor: nn.Module | None = None
+
+    def __call__(self, noised: Tensor, t: Tensor, coordinate_map: Tensor | None = None) -> Tensor:
+        """The prediction at x_t (B, C, ...) and t (B,), of the shape of x_t; no map stands for zeros."""
+        if self.regressor is not None:
+            if coordinate_map is None:
+                coordinate_map = noised.new_zeros((len(noised), 3, *noised.shape[2:]))
+            noised = torch.cat([noised, coordinate_map.to(noised)], dim=1)
+        with self.conditioning.at(t):
+            return self.network(noised)
+
+    @torch.no_grad()
+    def coordinate_map(self, clean: Tensor) -> Tensor | None:
+        """(B, 3, ...) of the clean patches, in units of 300 mm; None without a regressor."""
+        return None if self.regressor is None else self.regressor(clean)
+
+    @torch.no_grad()
+    def denoised(self, noised: Tensor, t: Tensor, coordinate_map: Tensor | None = None) -> Tensor:
+        """The estimate of x_0 from x_t in one step, float32."""
+        return self.diffusion.clean(self(noised, t, coordinate_map), noised, t)
+
+
+class DenoisingObjective:
+    """Denoising, with or without the coordinate head beside it.
+
+    Args:
+        denoiser: to train.
+        coordinates: settings.
+        head, tap: the coordinate head and the tap on the decoder's last stage; both None where there is no head.
     """
 
     def __init__(
         self,
-        network: nn.Module,
-        conditioning: TimeConditioning,
-        diffusion: GaussianDiffusion,
+        denoiser: Denoiser,
         coordinates: CoordinateSettings,
-        head: CoordinateHead | None,
-        tap: FeatureTap | None,
+        head: CoordinateHead | None = None,
+        tap: FeatureTap | None = None,
     ):
-        self.network, self.conditioning, self.diffusion = network, conditioning, diffusion
-        self.coordinates, self.head, self.tap = coordinates, head, tap
+        self.denoiser, self.coordinates, self.head, self.tap = denoiser, coordinates, head, tap
 
-    def __call__(self, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
-        """The losses of a batch on its device, scalars: ``loss`` (to minimise), ``denoising`` (mean squared error),
-        and, with coordinates, ``coordinates`` (units of 300 mm) and ``displacement_mm`` (median error over axes)."""
-        clean, inside = batch["data"], batch["inside"]
-        noise = torch.randn(clean.shape, generator=generator, device=clean.device)
-        t = self.diffusion.sample_timesteps(len(clean), generator)
-        with self.conditioning.at(t):
-            prediction = self.network(self.diffusion.add_noise(clean, noise, t))
-        mask = inside_mask(inside, clean.shape[2:])
-        denoising = masked_mean_square_error(prediction, self.diffusion.target(clean, noise, t), mask)
+    def __call__(self, batch: dict[str, Tensor], draws: Draws) -> dict[str, Tensor]:
+        """The losses of a batch on its device, scalars: ``loss`` (to minimise), ``denoising`` (mean squared error) and
+        ``denoising_1`` … by part of the time steps (NaN where the batch has none), and, with a head, ``coordinates``
+        and ``displacement_mm`` (median error over axes of legible patches)."""
+        diffusion, data = self.denoiser.diffusion, batch["data"]
+        fold_t = torch.full_like(draws.t, diffusion.settings.fold_timestep)
+        t = torch.where(draws.clean, fold_t, draws.t)
+        noised = diffusion.add_noise(data, draws.noise, t)
+        noised = torch.where(_spread(draws.clean, data), data, noised)
+        coordinate_map = self.denoiser.coordinate_map(data)
+        if coordinate_map is not None:
+            coordinate_map = coordinate_map * ~_spread(draws.dropped, data)
+        prediction = self.denoiser(noised, t, coordinate_map)
+        target = diffusion.target(data, draws.noise, t)
+        error = masked_mean_square_error(prediction, target, batch["mask"])
+        # clean patches have nothing to denoise; the others stand for them, so that the share changes no rate
+        share = ~draws.clean / (1 - self.coordinates.clean_share if self.head is not None else 1.0)
+        losses = {"loss": (diffusion.loss_weight(t) * error * share).mean()}
+        losses |= _by_timestep(error.detach(), diffusion.timestep_bin(t), ~draws.clean)
         if self.head is None:
-            return {"loss": denoising, "denoising": denoising}
-        coordinate, error = self._coordinate_loss(batch, self.diffusion.signal_left(t), generator)
-        return {
-            "loss": denoising + self.coordinates.weight * coordinate,
-            "denoising": denoising,
-            "coordinates": coordinate,
-            "displacement_mm": error,
-        }
-
-    def _coordinate_loss(
-        self, batch: dict[str, Tensor], signal_left: Tensor, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
+            return losses
+        signal = torch.where(draws.clean, 1.0, diffusion.signal_left(t))
         features = self.tap.take()
-        voxels = random_voxels(batch["inside"], self.coordinates.points_per_patch, generator)
-        affine = batch["affine"]
-        positions = torch.einsum("bij,bnj->bni", affine[..., :3], voxels.to(affine)) + affine[:, None, :, 3]
-        # a 2D patch has one slice on the first axis, which the feature map lacks
-        predicted = self.head(gather_voxels(features, voxels[..., -(features.ndim - 2) :]))
-        weight = signal_left[:, None].expand(voxels.shape[:2])
-        predicted, positions, weight = (by_scan(v, batch["scan"]) for v in (predicted, positions, weight))
-        loss = relative_position_loss(predicted, positions - positions[:, :1], weight)
-        with torch.no_grad():
-            error = displacement_error_mm(predicted, positions - positions[:, :1]).mean()
-        return loss, error
+
+        def read(voxels: Tensor) -> Tensor:
+            # a 2D patch has one slice on the first axis, which the feature map lacks
+            return self.head(gather_voxels(features, voxels[..., -(features.ndim - 2) :]))
+
+        coordinate, displacement = _coordinate_losses(self.coordinates, batch, draws.voxels, signal, read)
+        losses["loss"] = losses["loss"] + self.coordinates.weight * coordinate
+        return losses | {"coordinates": coordinate, "displacement_mm": displacement}
 
 
-def inside_mask(inside: Tensor, spatial: torch.Size) -> Tensor:
-    """Bool mask (B, 1, *spatial), True inside the scan, from the bounds (B, 3, 2) of each patch."""
-    bounds = inside[:, -len(spatial) :]
-    mask = torch.ones((len(inside), 1, *spatial), dtype=torch.bool, device=inside.device)
-    for axis, size in enumerate(spatial):
-        index = torch.arange(size, device=inside.device)
-        kept = (index >= bounds[:, axis, :1]) & (index < bounds[:, axis, 1:])
-        mask &= kept.reshape(len(inside), 1, *(size if a == axis else 1 for a in range(len(spatial))))
-    return mask
+class RegressionObjective:
+    """Coordinates from clean patches: the first phase of guidance.
+
+    Args:
+        regressor: a network with three outputs.
+        coordinates: settings.
+    """
+
+    def __init__(self, regressor: nn.Module, coordinates: CoordinateSettings):
+        self.regressor, self.coordinates = regressor, coordinates
+
+    def __call__(self, batch: dict[str, Tensor], draws: Draws) -> dict[str, Tensor]:
+        """The losses of a batch: ``loss``, ``coordinates``, ``displacement_mm``, as for the denoising objective."""
+        dense = self.regressor(batch["data"])
+        signal = torch.ones(len(dense), device=dense.device)
+
+        def read(voxels: Tensor) -> Tensor:
+            return gather_voxels(dense, voxels[..., -(dense.ndim - 2) :]).float()
+
+        coordinate, displacement = _coordinate_losses(self.coordinates, batch, draws.voxels, signal, read)
+        return {"loss": coordinate, "coordinates": coordinate, "displacement_mm": displacement}
 
 
-def random_voxels(inside: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """`count` voxels inside the scan from each patch, uniform: int64 (B, count, 3), from bounds (B, 3, 2)."""
-    lower, size = inside[:, None, :, 0], (inside[:, None, :, 1] - inside[:, None, :, 0]).clamp_min(1)
-    share = torch.rand((len(inside), count, 3), generator=generator, device=inside.device)
-    return lower + torch.minimum((share * size).long(), size - 1)
+def _coordinate_losses(
+    settings: CoordinateSettings, batch: dict[str, Tensor], voxels: Tensor, signal: Tensor, read: Read
+) -> tuple[Tensor, Tensor]:
+    """The coordinate loss and the displacement error of legible scans (NaN where there are none), scalars."""
+    positions = positions_mm(batch["affine"], voxels)
+    predicted = read(voxels)
+    weight = signal[:, None] * gather_voxels(batch["mask"].float(), voxels[..., -(batch["mask"].ndim - 2) :])[..., 0]
+    loss_function = relative_position_loss if settings.objective == "relative" else distance_loss
+    joined = [by_scan(values, batch["scan"]) for values in (predicted, positions, weight)]
+    joined[1] = joined[1] - joined[1][:, :1]  # float32 differences of large positions would lose their decimals
+    loss = loss_function(*joined).mean()
+    if settings.objective == "distance":
+        loss = loss + _consistency(batch, voxels, predicted, signal, read)
+    legible = (by_scan(signal[:, None], batch["scan"]) >= _LEGIBLE).all(dim=1)
+    with torch.no_grad():
+        error = (
+            displacement_error_mm(joined[0][legible], joined[1][legible]).mean() if legible.any() else loss * torch.nan
+        )
+    return loss, error.detach()
+
+
+def _consistency(batch: dict[str, Tensor], voxels: Tensor, predicted: Tensor, signal: Tensor, read: Read) -> Tensor:
+    """APE's second term: the first patch's points, where the second patch of the scan has them too."""
+    positions = positions_mm(batch["affine"], voxels)
+    partner = torch.arange(len(voxels), device=voxels.device) ^ 1
+    affine = batch["affine"][partner]
+    linear, offset = affine[..., :3], affine[..., 3]
+    there = torch.linalg.solve(linear, (positions.to(affine) - offset[:, None]).transpose(1, 2)).transpose(1, 2)
+    there = there.round().long()
+    spatial = (1,) * (5 - batch["mask"].ndim) + tuple(batch["mask"].shape[2:])
+    sizes = torch.tensor(spatial, device=voxels.device)
+    within = ((there >= 0) & (there < sizes)).all(dim=-1)
+    there = torch.minimum(there.clamp_min(0), sizes - 1)
+    inverse = torch.empty_like(there)
+    inverse[partner] = there
+    other = read(inverse)[partner]
+    weight = (within * signal[:, None] * signal[partner][:, None])[::2]
+    return consistency_loss(predicted[::2], other[::2], weight).mean()
+
+
+def _by_timestep(error: Tensor, part: Tensor, counted: Tensor) -> dict[str, Tensor]:
+    """Means of the squared errors that count, over all and over each part of the time steps; NaN for none."""
+    means = {"denoising": error[counted].mean()}
+    for index in range(TIMESTEP_BINS):
+        means[f"denoising_{index + 1}"] = error[counted & (part == index)].mean()
+    return means
+
+
+def _spread(values: Tensor, like: Tensor) -> Tensor:
+    return values.reshape(-1, *(1,) * (like.ndim - 1))
+
+
+def positions_mm(affine: Tensor, voxels: Tensor) -> Tensor:
+    """Positions of voxels in the patient: float64 (B, 3, 4) and int64 (B, N, 3) -> float64 (B, N, 3)."""
+    return torch.einsum("bij,bnj->bni", affine[..., :3], voxels.to(affine)) + affine[:, None, :, 3]
 
 
 def by_scan(values: Tensor, scan: Tensor) -> Tensor:
-    """Join the patches of each scan: (B, N, ...) -> (scans, patches per scan · N, ...).
-
-    `scan` (B,) numbers them 0, 0, 1, 1, …; a last patch without partner is left out.
-    """
+    """Join the patches of each scan: (B, N, ...) -> (scans, patches per scan · N, ...); `scan` (B,) is 0, 0, 1, 1, …"""
     per_scan = int((scan == scan[0]).sum())
-    complete = len(scan) // per_scan * per_scan
-    return values[:complete].reshape(complete // per_scan, per_scan * values.shape[1], *values.shape[2:])
+    return values.reshape(len(scan) // per_scan, per_scan * values.shape[1], *values.shape[2:])

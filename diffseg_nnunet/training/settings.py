@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, get_args
 
 from diffseg_nnunet.coordinates.head import CoordinateSettings
 from diffseg_nnunet.diffusion.gaussian import DiffusionSettings
@@ -14,6 +14,8 @@ PATCHES_PER_SCAN = 2
 """Patches of one scan in a pretraining batch; pairs let the coordinate loss reach across patches."""
 
 Strategy = Literal["finetune", "scratch"]
+Pool = Literal["unlabeled", "training", "all"]
+POOLS = get_args(Pool)
 OptimizerName = Literal["sgd", "adamw"]
 
 
@@ -56,6 +58,11 @@ class PretrainingSettings(TrainingSettings):
         weight_decay: of AdamW.
         ema_decay: final decay of the moving average that is folded and fine-tuned.
         gradient_clip: largest norm of the gradient.
+        accumulate: batches whose gradients make one iteration.
+        skip_limit: iterations in a row that may be skipped because their loss or gradient is not finite.
+        augment: turn, scale and brighten patches.
+        pool: what is pretrained on: "unlabeled" images alone, these and the "training" cases of the fold, or "all".
+        pictures: about so many pictures of the validation are drawn in the course of the training.
         diffusion, coordinates: the two tasks.
     """
 
@@ -64,14 +71,49 @@ class PretrainingSettings(TrainingSettings):
     weight_decay: float = 1e-2
     ema_decay: float = 0.999
     gradient_clip: float = 1.0
+    accumulate: int = 1
+    skip_limit: int = 10
+    augment: bool = True
+    pool: Pool = "training"
+    pictures: int = 10
     diffusion: DiffusionSettings = field(default_factory=DiffusionSettings)
     coordinates: CoordinateSettings = field(default_factory=CoordinateSettings)
 
+    def __post_init__(self) -> None:
+        if self.pool not in POOLS:
+            raise ValueError(f"pool {self.pool} is none of {', '.join(POOLS)}")
+        if self.accumulate < 1:
+            raise ValueError(f"accumulate {self.accumulate} is less than 1")
+
     @classmethod
-    def from_plan(cls, section: dict[str, Any], **changes: Any) -> PretrainingSettings:
-        """The settings the plan's ``diffseg`` section states, with `changes` on top."""
-        planned = cls(
-            diffusion=DiffusionSettings(**section["diffusion"]),
-            coordinates=CoordinateSettings(**section["coordinates"]),
+    def from_plan(
+        cls,
+        section: dict[str, Any],
+        *,
+        diffusion: dict[str, Any] | None = None,
+        coordinates: dict[str, Any] | None = None,
+        **changes: Any,
+    ) -> PretrainingSettings:
+        """The settings the plan's ``diffseg`` section states, with changes on top.
+
+        Args:
+            section: the plan's.
+            diffusion, coordinates: fields of the two tasks that differ from the plan's.
+            changes: other fields.
+        """
+        return cls(
+            diffusion=DiffusionSettings(**{**section["diffusion"], **(diffusion or {})}),
+            coordinates=CoordinateSettings(**{**section["coordinates"], **(coordinates or {})}),
+            **changes,
         )
-        return replace(planned, **changes)
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> PretrainingSettings:
+        """The settings :meth:`to_json` gave, e.g. those in a checkpoint."""
+        return cls(
+            **{
+                **content,
+                "diffusion": DiffusionSettings(**content["diffusion"]),
+                "coordinates": CoordinateSettings(**content["coordinates"]),
+            }
+        )

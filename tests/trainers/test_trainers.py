@@ -253,14 +253,14 @@ def test_an_unlabelled_data_set_can_be_pretrained_on(new_trainer: NewTrainer) ->
 def test_pretraining_without_coordinates(new_trainer: NewTrainer, configuration: str) -> None:
     trainer = new_trainer(DiffSegPretrainer, configuration, iterations=1, coordinates=CoordinateSettings(mode="none"))
     trained(trainer)
-    assert "coordinate_head_state" not in torch.load(trainer.final_checkpoint, weights_only=True)
+    assert "coordinate_head_state" not in torch.load(trainer.final_checkpoint, weights_only=True)["phases"]["denoiser"]
     assert "affine" not in next(trainer.dataloader_train)
 
 
 def test_2d_pretraining_with_coordinates(new_trainer: NewTrainer) -> None:
     trainer = new_trainer(DiffSegPretrainer, "2d", iterations=2)
     trained(trainer)
-    assert "coordinate_head_state" in torch.load(trainer.final_checkpoint, weights_only=True)
+    assert "coordinate_head_state" in torch.load(trainer.final_checkpoint, weights_only=True)["phases"]["denoiser"]
     assert np.isfinite([row["validation_coordinates"] for row in trainer.history.rows]).all()
 
 

@@ -1,0 +1,94 @@
+"""A pretrained checkpoint as a network that denoises and tells place: averaged weights, ready to use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+
+from diffseg_nnunet import registry
+from diffseg_nnunet.errors import BadInputError
+from diffseg_nnunet.planning.section import stage_plan
+from diffseg_nnunet.training import checkpoint as checkpoints
+from diffseg_nnunet.training.assembly import Assembly, assemble
+from diffseg_nnunet.training.ema import ExponentialMovingAverage
+from diffseg_nnunet.training.settings import PretrainingSettings
+
+
+@dataclass(frozen=True)
+class PretrainedModel:
+    """What a pretrained checkpoint holds.
+
+    Attributes:
+        assembly: denoiser and coordinates, with averaged weights, in evaluation mode.
+        settings: of the pretraining.
+        plans, configuration: nnU-Net's managers, as pretrained with.
+        dataset_json: of the planned data set.
+        channels: of the images.
+        patch_size: of the pretraining, 2 or 3 axes.
+        pool: source -> case ids it has seen.
+        device: where the network lies.
+    """
+
+    assembly: Assembly
+    settings: PretrainingSettings
+    plans: PlansManager
+    configuration: ConfigurationManager
+    dataset_json: Mapping[str, Any]
+    channels: int
+    patch_size: tuple[int, ...]
+    pool: Mapping[str, list[str]]
+    device: torch.device
+
+
+def load_pretrained(path: Path | str, device: torch.device) -> PretrainedModel:
+    """Load a checkpoint of ``diffseg pretrain``, finished or not; nothing in it is executed.
+
+    Raises:
+        BadInputError: the file is missing, or no such checkpoint.
+    """
+    content = checkpoints.load_safely(path)
+    missing = [key for key in ("phases", "settings", "plans", "configuration", "dataset_json") if key not in content]
+    if missing:
+        raise BadInputError(
+            f"{path} is no checkpoint of this version's `diffseg pretrain`: it has no {', '.join(missing)}.",
+            "Give fold_X/checkpoint_final.pth of a DiffSegPretrainer folder, or pretrain again.",
+        )
+    settings = PretrainingSettings.from_json(content["settings"])
+    plans = PlansManager(content["plans"])
+    configuration = plans.get_configuration(content["configuration"])
+    channels = determine_num_input_channels(plans, configuration, content["dataset_json"])
+    trainer = registry.load("trainers", "pretrain")
+    regressor = None
+    if settings.coordinates.mode == "guidance":
+        regressor = trainer.build_regressor(plans, configuration, channels).to(device)
+    network = trainer.build_network_architecture(plans, configuration, channels, channels, False).to(device)
+    assembly = assemble(network, regressor, settings, device)
+    parts = {"denoiser": assembly.modules} | ({"regressor": {"regressor": regressor}} if regressor else {})
+    for name, modules in parts.items():
+        _take_averages(modules, content["phases"][name], name)
+    return PretrainedModel(
+        assembly,
+        settings,
+        plans,
+        configuration,
+        content["dataset_json"],
+        channels,
+        tuple(stage_plan(content["plans"], content["configuration"], "pretraining")["patch_size"]),
+        content.get("pool", {}),
+        device,
+    )
+
+
+def _take_averages(modules: dict[str, torch.nn.Module], state: dict[str, Any], phase: str) -> None:
+    for name, module in modules.items():
+        module.load_state_dict(state[f"{name}_state"])
+        module.eval()
+    average = ExponentialMovingAverage(modules, decay=0.0)
+    average.load_state_dict(state[f"{phase}_ema_state"])
+    average.keep()

@@ -224,7 +224,7 @@ class DiffSegTrainerBase(nnUNetTrainer):
 
     def save_checkpoint(self, filename: str) -> None:
         write = super().save_checkpoint
-        if self.local_rank == 0 and not self.disable_checkpointing:
+        if self.rank == 0 and not self.disable_checkpointing:
             write_file(filename, lambda temporary: write(str(temporary)))
 
     def plot_network_architecture(self) -> None:

@@ -68,15 +68,40 @@ def _width() -> int | None:
     return None if sys.stdout.isatty() or "COLUMNS" in os.environ else _WIDTH_OF_LOGS
 
 
+def _processes() -> int:
+    # training/processes.py says the same, but imports torch
+    return int(os.environ["WORLD_SIZE"]) if "RANK" in os.environ and "WORLD_SIZE" in os.environ else 1
+
+
+def is_first() -> bool:
+    """Whether this is the one process, or the first of those that torchrun started."""
+    return _processes() == 1 or os.environ["RANK"] == "0"
+
+
 @contextmanager
-def open_project(workspace: Path | None, dataset_id: int) -> Iterator[Project]:
-    """The data set in its workspace, with nnU-Net's variables set and progress shown."""
+def open_project(workspace: Path | None, dataset_id: int, *, several: bool = False) -> Iterator[Project]:
+    """The data set in its workspace, with nnU-Net's variables set and progress shown.
+
+    Args:
+        several: whether the command may run in several processes; then the first one speaks.
+
+    Raises:
+        BadInputError: torchrun started several, and the command is for one.
+    """
+    from diffseg_nnunet.errors import BadInputError
     from diffseg_nnunet.workspace import Workspace
 
+    if not several and _processes() > 1:
+        raise BadInputError(
+            "Only `pretrain` and `train` run in several processes.", "Run this command without torchrun."
+        )
     location = Workspace.locate(workspace)
     location.dataset_name(dataset_id)  # a mistyped --workspace must not leave folders behind
     active = location.activate()
     from diffseg_nnunet.pipeline.project import Project
 
+    if not is_first():
+        yield Project.open(active, dataset_id)
+        return
     with ConsoleReporter().live() as reporter:
         yield Project.open(active, dataset_id, reporter)

@@ -25,7 +25,7 @@ Unlabeled = Annotated[
     list[int] | None,
     typer.Option(metavar="ID ...", help="Data sets whose images join the pretraining pool.", show_default=False),
 ]
-Coordinates = Annotated[str, typer.Option(help="Coordinate head of the pretraining: auxiliary or none.")]
+Coordinates = Annotated[str, typer.Option(help="Coordinates in the pretraining: auxiliary, guidance or none.")]
 
 
 def plan(
@@ -50,7 +50,7 @@ def plan(
             base_features=base_features,
             spacing=spacing,
             unlabelled=tuple(unlabeled or ()),
-            coordinates=check_choice("--coordinates", coordinates, ("auxiliary", "none")),
+            coordinates=check_choice("--coordinates", coordinates, ("auxiliary", "guidance", "none")),
         )
         plans = plan_stage(project, request)
         project.reporter.console.print(plan_table(plans))

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from diffseg_nnunet.cli.arguments import Configuration, DatasetId, Device, Precision, Seed, Workspace
-from diffseg_nnunet.cli.console import open_project
+from diffseg_nnunet.cli.console import is_first, open_project
 
 Iterations = Annotated[int, typer.Option(min=1, help="Training length; nnU-Net's is 250 × 1000.")]
 PretrainingFold = Annotated[
@@ -27,6 +27,12 @@ Optimizer = Annotated[
     str, typer.Option(help="sgd (nnU-Net's) or adamw, which learns much faster when training is short.")
 ]
 OPTIMIZERS = ("sgd", "adamw")
+POOLS = ("unlabeled", "training", "all")
+Pool = Annotated[
+    str,
+    typer.Option(help="What to pretrain on: unlabeled images, these and the fold's training cases, or all images."),
+]
+_PLANNED = "Not given: as planned."
 Resume = Annotated[
     bool, typer.Option("--resume/--no-resume", help="Go on where it was interrupted, or set earlier results aside.")
 ]
@@ -40,6 +46,21 @@ def pretrain(
     iterations: Iterations = 250_000,
     seed: Seed = 0,
     device: Device = "auto",
+    pool: Pool = "training",
+    coordinates: Annotated[str | None, typer.Option(help=f"auxiliary, guidance or none. {_PLANNED}")] = None,
+    coordinate_objective: Annotated[
+        str | None, typer.Option(help=f"relative (positions) or distance (APE's). {_PLANNED}")
+    ] = None,
+    schedule: Annotated[
+        str | None, typer.Option(help=f"Noise: linear_beta, scaled_linear_beta, sigmoid_beta or cosine. {_PLANNED}")
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option(help=f"What is predicted: epsilon, sample or v_prediction. {_PLANNED}")
+    ] = None,
+    loss_weighting: Annotated[str | None, typer.Option(help=f"uniform or min_snr. {_PLANNED}")] = None,
+    timesteps: Annotated[int | None, typer.Option(min=2, help=f"T of the diffusion. {_PLANNED}")] = None,
+    accumulate: Annotated[int, typer.Option(min=1, help="Batches whose gradients make one iteration.")] = 1,
+    augment: Annotated[bool, typer.Option("--augment/--no-augment", help="Turn, scale, brighten patches.")] = True,
     initial_lr: InitialRate = None,
     precision: Precision = "auto",
     workers: Workers = None,
@@ -47,10 +68,20 @@ def pretrain(
     workspace: Workspace = None,
 ) -> None:
     """Train the planned network to denoise and to tell where in the body it looks, without labels. Resumes."""
-    with open_project(workspace, dataset_id) as project:
+    with open_project(workspace, dataset_id, several=True) as project:
         from diffseg_nnunet.cli.arguments import check_choice, given, parse_fold
 
         check_choice("--precision", precision, ("auto", "float32", "bfloat16"))
+        check_choice("--pool", pool, POOLS)
+        for option, value, choices in (
+            ("--coordinates", coordinates, ("auxiliary", "guidance", "none")),
+            ("--coordinate-objective", coordinate_objective, ("relative", "distance")),
+            ("--schedule", schedule, ("linear_beta", "scaled_linear_beta", "sigmoid_beta", "cosine")),
+            ("--target", target, ("epsilon", "sample", "v_prediction")),
+            ("--loss-weighting", loss_weighting, ("uniform", "min_snr")),
+        ):
+            if value is not None:
+                check_choice(option, value, choices)
         chosen = parse_fold(fold or ("0" if project.raw().labelled_cases() else "all"))
         from diffseg_nnunet.pipeline.stages import pretrain as pretrain_stage
 
@@ -60,6 +91,18 @@ def pretrain(
             chosen,
             device,
             resume=resume,
-            **given(iterations=iterations, seed=seed, initial_lr=initial_lr, precision=precision, workers=workers),
+            diffusion=given(schedule=schedule, prediction=target, loss_weighting=loss_weighting, timesteps=timesteps),
+            coordinates=given(mode=coordinates, objective=coordinate_objective),
+            **given(
+                iterations=iterations,
+                seed=seed,
+                pool=pool,
+                accumulate=accumulate,
+                augment=augment,
+                initial_lr=initial_lr,
+                precision=precision,
+                workers=workers,
+            ),
         )
-        project.reporter.info(f"pretrained network, in stock nnU-Net's format: {checkpoint}")
+        if is_first():
+            project.reporter.info(f"pretrained network, in stock nnU-Net's format: {checkpoint}")

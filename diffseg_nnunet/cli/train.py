@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from diffseg_nnunet.cli.arguments import Configuration, DatasetId, Device, Fold, Precision, Seed, Strategy, Workspace
-from diffseg_nnunet.cli.console import open_project
+from diffseg_nnunet.cli.console import is_first, open_project
 from diffseg_nnunet.cli.pretrain import OPTIMIZERS, InitialRate, Iterations, Optimizer, Resume, Workers
 
 STRATEGIES = ("finetune", "scratch")
@@ -34,7 +34,7 @@ def train(
     workspace: Workspace = None,
 ) -> None:
     """Train one fold by nnU-Net's recipe, pretrained or from scratch, and score its validation cases. Resumes."""
-    with open_project(workspace, dataset_id) as project:
+    with open_project(workspace, dataset_id, several=True) as project:
         from diffseg_nnunet.cli.arguments import check_choice, given, parse_fold
         from diffseg_nnunet.errors import EXIT_BAD_INPUT
 
@@ -63,6 +63,8 @@ def train(
                 workers=workers,
             ),
         )
+        if not is_first():
+            return
         from diffseg_nnunet.evaluation.report import summary_table
 
         evaluation = evaluate_validation(project, strategy, configuration, fold)

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ from diffseg_nnunet import registry
 from diffseg_nnunet.atomic import remove_leftovers
 from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.pipeline.device import prepare_device, release_memory
+from diffseg_nnunet.pipeline.manifest import StageRun
 from diffseg_nnunet.pipeline.preprocessing import preprocessing_inputs, require_preprocessed
 from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.pipeline.splits import check_fold, ensure_splits
 from diffseg_nnunet.planning.section import diffseg_section, stage_plan
 from diffseg_nnunet.training import checkpoint as checkpoints
+from diffseg_nnunet.training import processes
 from diffseg_nnunet.training.settings import PretrainingSettings, TrainingSettings
 
 FINAL, LATEST = "checkpoint_final.pth", "checkpoint_latest.pth"
@@ -33,7 +36,8 @@ def pretrain(
     Args:
         fold: its training cases and the unlabelled pool are pretrained on; "all": every case.
         resume: False sets earlier results aside and starts afresh.
-        settings: fields of :class:`PretrainingSettings` other than the plan's.
+        settings: fields of :class:`PretrainingSettings` other than the plan's; of ``diffusion`` and ``coordinates``
+            those fields that differ.
 
     Returns:
         The final checkpoint.
@@ -173,29 +177,61 @@ def _run(
     save_probabilities: bool = False,
     resume: bool = True,
 ) -> Path:
+    """Run a stage in this process, or in this one of several that train together: the first keeps the books."""
     final = folder / FINAL
-    if not resume:
-        _set_aside(project, folder)
-    complete = not save_probabilities or any((folder / "validation").glob("*.npz"))
-    if final.is_file() and complete and project.manifest.is_finished(stage, inputs):
-        project.reporter.info(f"{stage}: finished before, unchanged")
-        return final
-    if weights is not None:
-        _refuse_misfit(project, trainer_name, folder, weights)
-    running = project.manifest.running(stage, inputs, settings.to_json(), lambda: _set_aside(project, folder))
-    with running as run, project.log(stage.replace("/", "_")):
-        remove_leftovers(folder)
-        trainer = _build_trainer(project, trainer_name, inputs, folder, device)
-        trainer.apply(settings)
-        trainer.progress = lambda done, total, news: project.reporter.progress(stage, done, total, news)
-        _start_or_resume(project, trainer, folder, weights)
-        if not final.is_file():
-            trainer.run_training()
-        trainer.perform_actual_validation(save_probabilities)
-        run.outputs.update(_outputs(project, trainer, final, weights))
-    del trainer  # the next fold of this process needs its memory
+    training = partial(
+        _train, project, trainer_name, inputs, folder, settings, device, weights, save_probabilities, stage
+    )
+    with processes.process_group(device):
+        if processes.rank() > 0:
+            if processes.from_first(None):
+                training(Follower())
+            return final
+        if not resume:
+            _set_aside(project, folder)
+        complete = not save_probabilities or any((folder / "validation").glob("*.npz"))
+        if final.is_file() and complete and project.manifest.is_finished(stage, inputs):
+            project.reporter.info(f"{stage}: finished before, unchanged")
+            processes.from_first(False)
+            return final
+        if weights is not None:
+            _refuse_misfit(project, trainer_name, folder, weights)
+        running = project.manifest.running(stage, inputs, settings.to_json(), lambda: _set_aside(project, folder))
+        with running as run, project.log(stage.replace("/", "_")):
+            remove_leftovers(folder)
+            processes.from_first(True)
+            training(run)
     release_memory(device)
     return final
+
+
+class Follower(StageRun):
+    """Stands for the record of a stage in the processes that do not keep it."""
+
+    def __init__(self) -> None:
+        super().__init__(outputs={})
+
+
+def _train(
+    project: Project,
+    trainer_name: str,
+    inputs: dict[str, Any],
+    folder: Path,
+    settings: TrainingSettings,
+    device: Any,
+    weights: Path | None,
+    save_probabilities: bool,
+    stage: str,
+    run: StageRun,
+) -> None:
+    trainer = _build_trainer(project, trainer_name, inputs, folder, device)
+    trainer.apply(settings)
+    trainer.progress = lambda done, total, news: project.reporter.progress(stage, done, total, news)
+    checkpoint = _start_or_resume(project, trainer, folder, weights)
+    if checkpoint != FINAL:
+        trainer.run_training()
+    trainer.perform_actual_validation(save_probabilities)
+    run.outputs.update(_outputs(project, trainer, folder / FINAL, weights))
 
 
 def _build_trainer(project: Project, name: str, inputs: dict, folder: Path, device: Any) -> Any:
@@ -232,13 +268,15 @@ def _refuse_misfit(project: Project, trainer_name: str, folder: Path, weights: P
     checkpoints.initialise(network, checkpoints.load_safely(weights)["network_weights"], str(weights))
 
 
-def _start_or_resume(project: Project, trainer: Any, folder: Path, weights: Path | None) -> None:
-    resume = next((folder / name for name in (FINAL, LATEST) if (folder / name).is_file()), None)
+def _start_or_resume(project: Project, trainer: Any, folder: Path, weights: Path | None) -> str | None:
+    """Prepare the trainer; returns the name of the checkpoint that is gone on from, if any."""
+    there = next((name for name in (FINAL, LATEST) if (folder / name).is_file()), None)
+    resume = processes.from_first(there)
     trainer.initialize()
     if resume is not None:
         # our own file of this workspace, in nnU-Net's checkpoint format
-        trainer.load_checkpoint(str(resume))
-        project.reporter.info(f"going on from {resume.name} at epoch {trainer.current_epoch}/{trainer.num_epochs}")
+        trainer.load_checkpoint(str(folder / resume))
+        project.reporter.info(f"going on from {resume} at epoch {trainer.current_epoch}/{trainer.num_epochs}")
     elif weights is not None:
         content = checkpoints.load_safely(weights)
         _warn_of_other_data(project, trainer.configuration_name, content, weights)
@@ -249,6 +287,7 @@ def _start_or_resume(project: Project, trainer: Any, folder: Path, weights: Path
             )
         count = trainer.start_from(content["network_weights"], str(weights))
         project.reporter.info(f"starting from {weights} ({count} tensors)")
+    return resume
 
 
 def _warn_of_other_data(project: Project, configuration: str, checkpoint: Mapping[str, Any], weights: Path) -> None:

@@ -101,8 +101,12 @@ class PretrainingSettings(TrainingSettings):
             diffusion, coordinates: fields of the two tasks that differ from the plan's.
             changes: other fields.
         """
+        planned, changed = section["diffusion"], dict(diffusion or {})
+        if "timesteps" in changed:  # the same noise is folded in
+            share = planned["fold_timestep"] / planned["timesteps"]
+            changed.setdefault("fold_timestep", round(share * changed["timesteps"]))
         return cls(
-            diffusion=DiffusionSettings(**{**section["diffusion"], **(diffusion or {})}),
+            diffusion=DiffusionSettings(**{**planned, **changed}),
             coordinates=CoordinateSettings(**{**section["coordinates"], **(coordinates or {})}),
             **changes,
         )

@@ -216,6 +216,13 @@ class DiffSegTrainerBase(nnUNetTrainer):
         super().on_train_end()
         if self.rank == 0:
             self.logger.plot_progress_png(self.output_folder, force=True)
+            self.close_loggers()
+
+    def close_loggers(self) -> None:
+        """End what further loggers hold open."""
+        for logger in self.logger.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.close()
 
     def report_epoch(self, news: str) -> None:
         """One line about the epoch that has just ended."""

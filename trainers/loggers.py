@@ -38,8 +38,10 @@ class TensorBoardLogger:
         self._open().add_image(key, matplotlib.image.imread(path)[..., :3], step, dataformats="HWC")
 
     def close(self) -> None:
+        """End the event file; a later value begins another."""
         if self._writer is not None:
             self._writer.close()
+            self._writer = None
 
     def _open(self) -> Any:
         if self._writer is None:

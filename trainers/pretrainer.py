@@ -90,9 +90,6 @@ class DiffSegPretrainer(DiffSegTrainerBase):
             plans_manager, thin, num_input_channels, MAP_CHANNELS, enable_deep_supervision=False
         )
 
-    def _do_i_compile(self) -> bool:
-        return False  # the conditioning enters by hooks, which change with every time step
-
     def _set_batch_size_and_oversample(self) -> None:
         self.batch_size = self._planned_batch_size
         self.oversample_foreground_percent = 0.0
@@ -120,7 +117,9 @@ class DiffSegPretrainer(DiffSegTrainerBase):
             objective = RegressionObjective(regressor, settings.coordinates)
             modules = {"regressor": regressor}
             self.phases.append(Phase("regressor", modules, objective, range(first_epoch), settings))
-        self.assembly = assemble(unwrapped(self.network), regressor, settings, self.device)
+        network = unwrapped(self.network)
+        compiled = None if network is self.network else self.network
+        self.assembly = assemble(network, regressor, settings, self.device, compiled)
         self.denoiser = self.assembly.denoiser
         objective = DenoisingObjective(self.denoiser, settings.coordinates, self.assembly.head, self.assembly.tap)
         epochs = range(first_epoch, self.num_epochs)
@@ -356,6 +355,7 @@ class DiffSegPretrainer(DiffSegTrainerBase):
         if self.rank == 0:
             self.latest_checkpoint.unlink(missing_ok=True)
             self.history.plot(self.results_folder / "progress.png")
+            self.close_loggers()
         shut_down(self.dataloader_train)
         shut_down(self.dataloader_val)
         processes.wait_for_all()

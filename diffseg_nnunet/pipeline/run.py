@@ -18,7 +18,7 @@ from diffseg_nnunet.pipeline.stages import Fold
 from diffseg_nnunet.planning.hardware import resolve_device
 
 TEST_PREDICTIONS = "predictions_imagesTs"
-_KEPT_SETTINGS = ("iterations", "seed", "optimizer", "initial_lr", "precision")
+_KEPT_SETTINGS = ("iterations", "seed", "optimizer", "initial_lr", "precision", "pool", "accumulate", "augment")
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,12 @@ def _pretrain(project: Project, request: RunRequest, configuration: str, fold: F
 def _kept(project: Project, stage: str, wanted: Mapping[str, Any]) -> dict[str, Any]:
     """What the run wants, on top of the settings a single command gave the stage."""
     stored = project.manifest.stage(stage).get("settings", {})
-    return {**{name: stored[name] for name in _KEPT_SETTINGS if name in stored}, **wanted}
+    kept = {name: stored[name] for name in _KEPT_SETTINGS if name in stored}
+    # a new plan is a newer decision than what a single command changed of an older one
+    section = project.plans()["diffseg"]
+    planned = stored.get("planned", {})
+    kept |= {name: stored[name] for name in planned if planned[name] == section[name]}
+    return {**kept, **wanted}
 
 
 def _select(project: Project, request: RunRequest, configurations: tuple[str, ...]) -> selection.Selection | None:

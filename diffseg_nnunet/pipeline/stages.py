@@ -24,6 +24,8 @@ from diffseg_nnunet.training import checkpoint as checkpoints
 from diffseg_nnunet.training import processes
 from diffseg_nnunet.training.settings import PretrainingSettings, TrainingSettings
 
+PLANNED_SETTINGS = ("diffusion", "coordinates")
+"""What the plan says of a pretraining, and the command may change."""
 FINAL, LATEST = "checkpoint_final.pth", "checkpoint_latest.pth"
 Fold = int | str
 
@@ -51,7 +53,9 @@ def pretrain(
     inputs = _inputs(project, configuration, cases, chosen)
     folder = project.model_folder("pretrain", configuration) / f"fold_{fold}"
     stage = f"pretrain/{configuration}/fold_{fold}"
-    return _run(project, "pretrain", stage, folder, inputs, chosen, device, None, resume=resume)
+    planned = {name: diffseg_section(plans)[name] for name in PLANNED_SETTINGS}
+    recorded = {**chosen.to_json(), "planned": planned}
+    return _run(project, "pretrain", stage, folder, inputs, chosen, device, None, resume=resume, recorded=recorded)
 
 
 def train(
@@ -176,6 +180,7 @@ def _run(
     weights: Path | None,
     save_probabilities: bool = False,
     resume: bool = True,
+    recorded: Mapping[str, Any] | None = None,
 ) -> Path:
     """Run a stage in this process, or in this one of several that train together: the first keeps the books."""
     final = folder / FINAL
@@ -196,7 +201,8 @@ def _run(
             return final
         if weights is not None:
             _refuse_misfit(project, trainer_name, folder, weights)
-        running = project.manifest.running(stage, inputs, settings.to_json(), lambda: _set_aside(project, folder))
+        noted = settings.to_json() if recorded is None else recorded
+        running = project.manifest.running(stage, inputs, noted, lambda: _set_aside(project, folder))
         with running as run, project.log(stage.replace("/", "_")):
             remove_leftovers(folder)
             processes.from_first(True)

@@ -46,7 +46,11 @@ class Assembly:
 
 
 def assemble(
-    network: nn.Module, regressor: nn.Module | None, settings: PretrainingSettings, device: torch.device
+    network: nn.Module,
+    regressor: nn.Module | None,
+    settings: PretrainingSettings,
+    device: torch.device,
+    compiled: nn.Module | None = None,
 ) -> Assembly:
     """Put the parts around the planned network, in place: it is widened where a regressor guides it.
 
@@ -55,11 +59,12 @@ def assemble(
         regressor: of coordinates, in mode "guidance".
         settings: of the pretraining.
         device: where everything lies.
+        compiled: the network by torch.compile, not run yet; None without.
     """
     if regressor is not None:
         widen_input(network)
     conditioning = TimeConditioning(network).to(device)
-    denoiser = Denoiser(network, conditioning, GaussianDiffusion(settings.diffusion), regressor)
+    denoiser = Denoiser(network, conditioning, GaussianDiffusion(settings.diffusion), regressor, compiled)
     if settings.coordinates.mode != "auxiliary":
         return Assembly(denoiser, None, None)
     head = CoordinateHead(network.encoder.output_channels[0]).to(device)

@@ -37,12 +37,15 @@ class Denoiser:
         conditioning: its time conditioning.
         diffusion: the forward process.
         regressor: frozen; gives the coordinate map of a clean patch. None where the network reads the image alone.
+        compiled: `network` by torch.compile, to run in its place; None without. The conditioning's hooks are compiled
+            along, into one graph for all time steps.
     """
 
     network: nn.Module
     conditioning: TimeConditioning
     diffusion: GaussianDiffusion
     regressor: nn.Module | None = None
+    compiled: nn.Module | None = None
 
     def __call__(self, noised: Tensor, t: Tensor, coordinate_map: Tensor | None = None) -> Tensor:
         """The prediction at x_t (B, C, ...) and t (B,), of the shape of x_t; no map stands for zeros."""
@@ -51,7 +54,7 @@ class Denoiser:
                 coordinate_map = noised.new_zeros((len(noised), 3, *noised.shape[2:]))
             noised = torch.cat([noised, coordinate_map.to(noised)], dim=1)
         with self.conditioning.at(t):
-            return self.network(noised)
+            return (self.compiled or self.network)(noised)
 
     @torch.no_grad()
     def coordinate_map(self, clean: Tensor) -> Tensor | None:

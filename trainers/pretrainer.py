@@ -327,8 +327,8 @@ class DiffSegPretrainer(DiffSegTrainerBase):
         self.save_checkpoint(str(self.latest_checkpoint))
         if self.rank == 0:
             self.history.write(self.results_folder)
-        shown = [name for name in self._validation_means if name != "loss" and not name.startswith("denoising_")]
-        news = "  ".join(f"{name} {row[f'validation_{name}']:.3f}" for name in shown)
+        shown = {n: v for n, v in self._validation_means.items() if n != "loss" and not n.startswith("denoising_")}
+        news = "  ".join(f"{name} {value:.3f}" for name, value in shown.items() if np.isfinite(value))
         self.report_epoch(f"epoch {self.current_epoch}/{self.num_epochs}  validation: {news}")
 
     def _log(self, row: dict[str, float]) -> None:

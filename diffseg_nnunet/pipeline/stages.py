@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
@@ -189,8 +191,10 @@ def _run(
     )
     with processes.process_group(device):
         if processes.rank() > 0:
-            if processes.from_first(None):
-                training(Follower())
+            # nnU-Net prints in every process; the first one's log says it all
+            with open(os.devnull, "w") as unread, redirect_stdout(unread):
+                if processes.from_first(None):
+                    training(Follower())
             return final
         if not resume:
             _set_aside(project, folder)

@@ -22,7 +22,8 @@ from diffseg_nnunet.training.precision import autocast, choose_dtype
 from diffseg_nnunet.training.seeding import seed_everything
 from diffseg_nnunet.training.settings import TrainingSettings
 
-from .loaders import SeededLoader, serve, shut_down
+from .loaders import SeededLoader
+from .serving import serve, shut_down
 
 TRAINING_STREAM, VALIDATION_STREAM, PRECISION_STREAM, NOISE_STREAM, VALIDATION_NOISE_STREAM = range(5)
 
@@ -165,9 +166,14 @@ class DiffSegTrainerBase(nnUNetTrainer):
         self._iteration = self.current_epoch * self.num_iterations_per_epoch
         super().on_train_epoch_start()
 
+    def run_training(self) -> None:
+        try:
+            super().run_training()
+        finally:  # also after an error or Ctrl-C; nnU-Net ends only the augmenters it knows
+            shut_down(self.dataloader_train)
+            shut_down(self.dataloader_val)
+
     def on_train_end(self) -> None:
-        shut_down(self.dataloader_train)
-        shut_down(self.dataloader_val)
         super().on_train_end()
         self.logger.plot_progress_png(self.output_folder, force=True)
 

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from queue import Empty
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
-from batchgenerators.dataloading.multi_threaded_augmenter import MultiThreadedAugmenter
-from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 
 from diffseg_nnunet.lifetime import end_with_parent
 from diffseg_nnunet.training.seeding import random_stream
 from diffseg_nnunet.training.settings import PATCHES_PER_SCAN
 
-_RUN_DRY_S = 0.5  # a worker that has been told to pause still delivers the batch at hand
-
 
 class SeededLoader(nnUNetDataLoader):
     """Batch k is a function of (seed, stream, k): the same for any number of workers and after any resume.
 
     Call :meth:`start_at` before the first batch.
+
+    Attributes:
+        on_cases: called with the cases of a batch before the first of them is loaded.
     """
+
+    on_cases: Callable[[Iterable[str]], None] | None = None
 
     def start_at(self, seed: int, stream: int, batch: int, workers: int) -> SeededLoader:
         """Set the stream, the index of the first batch to serve, and the number of processes that share the work."""
@@ -41,8 +41,16 @@ class SeededLoader(nnUNetDataLoader):
         # a forked process has inherited the pool of its parent, but not the threads: it would wait for them for ever
         torch.set_num_threads(1)
 
+    def get_indices(self) -> np.ndarray:
+        return self._announced(super().get_indices())
+
+    def _announced(self, cases: np.ndarray) -> np.ndarray:
+        if self.on_cases is not None:
+            self.on_cases(cases)
+        return cases
+
     def generate_train_batch(self) -> dict[str, Any]:
-        # the augmenter asks its workers in turn, so worker w serves batches w, w + workers, …
+        # the workers are asked in turn, so worker w serves batches w, w + workers, …
         index = self._first + self._served * self._workers + self.thread_id
         self._served += 1
         # also in this process one thread, as in a worker: sums over several are rounded otherwise
@@ -81,7 +89,7 @@ class PatchPairLoader(SeededLoader):
 
     def get_indices(self) -> np.ndarray:
         scans = np.random.choice(self.indices, -(-self.batch_size // PATCHES_PER_SCAN), replace=True)
-        return np.repeat(scans, PATCHES_PER_SCAN)[: self.batch_size]
+        return self._announced(np.repeat(scans, PATCHES_PER_SCAN)[: self.batch_size])
 
     def get_bbox(self, data_shape: Sequence[int], *args: Any, **kwargs: Any) -> tuple[list[int], list[int]]:
         lower, upper = super().get_bbox(data_shape, *args, **kwargs)
@@ -104,35 +112,3 @@ class PatchPairLoader(SeededLoader):
             offset = np.einsum("bij,bj->bi", matrices[:, :, :3], corners) + matrices[:, :, 3]
             batch["affine"] = torch.from_numpy(np.concatenate([matrices[:, :, :3], offset[:, :, None]], axis=2))
         return batch
-
-
-def serve(loader: SeededLoader, workers: int, pin_memory: bool) -> MultiThreadedAugmenter | SingleThreadedAugmenter:
-    """Serve batches from `workers` processes in a fixed order, or from this process if 0; the first one is ready.
-
-    The order is that of the batch index, so the number of workers changes the speed and nothing else.
-    """
-    if workers == 0:
-        return SingleThreadedAugmenter(loader, None)
-    augmenter = MultiThreadedAugmenter(
-        loader,
-        None,
-        workers,
-        num_cached_per_queue=2,
-        seeds=list(range(workers)),
-        pin_memory=pin_memory,
-        wait_time=0.002,
-    )
-    augmenter._start()  # nnU-Net starts its workers here too, before the first CUDA kernel
-    return augmenter
-
-
-def shut_down(served: MultiThreadedAugmenter | SingleThreadedAugmenter | None) -> None:
-    """End the worker processes of :func:`serve`; nothing where they have ended."""
-    if not isinstance(served, MultiThreadedAugmenter) or not served.was_initialized:
-        return
-    # the thread that unpacks batches would print a traceback if a worker ended meanwhile: let it run dry first
-    served.pause_event.set()
-    with suppress(Empty):
-        while True:
-            served.pin_memory_queue.get(timeout=_RUN_DRY_S)
-    served._finish()

@@ -28,7 +28,7 @@ from diffseg_nnunet.training.seeding import derived_seed
 from diffseg_nnunet.training.settings import PretrainingSettings
 
 from .base import NOISE_STREAM, VALIDATION_NOISE_STREAM, DiffSegTrainerBase, unwrapped
-from .loaders import PatchPairLoader, SeededLoader, shut_down
+from .loaders import PatchPairLoader, SeededLoader
 from .pool import PooledDataset, PoolMember
 
 
@@ -247,8 +247,6 @@ class DiffSegPretrainer(DiffSegTrainerBase):
         self.save_checkpoint(str(self.final_checkpoint))
         self.latest_checkpoint.unlink(missing_ok=True)
         self.history.plot(Path(self.output_folder) / "progress.png")
-        shut_down(self.dataloader_train)
-        shut_down(self.dataloader_val)
         self.print_to_log_file("Pretraining done.")
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:

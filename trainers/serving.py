@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import mmap
 import signal
 import warnings
@@ -15,6 +16,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from diffseg_nnunet.errors import DiffSegError, StageFailedError
+from diffseg_nnunet.planning.hardware import GIB
 from diffseg_nnunet.verification.findings import listed
 
 from .loaders import SeededLoader
@@ -54,6 +56,14 @@ def serve(loader: SeededLoader, workers: int, pin_memory: bool) -> Served:
         pin_memory: hand tensors over in page-locked memory, from which copies to a GPU are asynchronous.
     """
     return _FromWorkers(loader, workers, pin_memory) if workers > 0 else _FromHere(loader)
+
+
+def batches_gib(loader: SeededLoader, channels: int) -> float:
+    """Memory of the batches that one worker holds at most, GiB: those made ahead, one in the making, one in use."""
+    patch = math.prod(loader.final_patch_size)
+    sample = math.prod(loader.patch_size)  # before augmentation, and copies of it on the way
+    voxel = 4 * channels + 4  # float32, and int16 labels with those of deep supervision
+    return ((PREFETCHED + 2) * loader.batch_size * patch + 4 * sample) * voxel / GIB
 
 
 def shut_down(served: Served | None) -> None:

@@ -20,9 +20,10 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from diffseg_nnunet.errors import StageFailedError
+from diffseg_nnunet.planning import hardware
 from diffseg_nnunet.trainers import DiffSegPretrainer
 from diffseg_nnunet.trainers.loaders import SeededLoader
-from diffseg_nnunet.trainers.serving import Served, serve, shut_down
+from diffseg_nnunet.trainers.serving import Served, batches_gib, serve, shut_down
 
 LABELS = LabelManager({"background": 0, "organ": 1}, regions_class_order=None)
 PATCH = (4, 4, 4)
@@ -220,6 +221,28 @@ def test_the_workers_of_a_training_end_with_it(new_trainer: Callable[..., Any]) 
     trainer.run_training()
     assert len(started[0]) == 3  # one of them makes the validation's batches
     assert children() <= before
+
+
+def test_workers_follow_settings_then_the_variable_then_the_machine(
+    new_trainer: Callable[..., Any], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loader = SeededLoader(nnUNetDatasetBlosc2(str(folder)), 2, PATCH, PATCH, LABELS)
+    trainer = new_trainer(DiffSegPretrainer, workers=None)
+    trainer.initialize()
+    if hardware.usable_cores() <= 2:
+        assert trainer.worker_count(loader) == 0
+    assert 0 <= trainer.worker_count(loader) < max(2, hardware.usable_cores())
+    monkeypatch.setenv("nnUNet_n_proc_DA", "5")
+    assert trainer.worker_count(loader) == 5
+    assert new_trainer(DiffSegPretrainer, workers=3).worker_count(loader) == 3
+
+
+def test_memory_of_batches(folder: Path) -> None:
+    small, large = (SeededLoader(nnUNetDatasetBlosc2(str(folder)), n, PATCH, PATCH, LABELS) for n in (1, 5))
+    for loader in (small, large):
+        stored = (next(loader.start_at(5, 0, 0, 1))[key] for key in ("data", "target"))
+        taken = sum(tensor.numel() * tensor.element_size() for tensor in stored) / hardware.GIB
+        assert 4 * taken < batches_gib(loader, channels=1) < 12 * taken
 
 
 PARENT = """

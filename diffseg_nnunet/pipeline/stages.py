@@ -13,7 +13,7 @@ from typing import Any
 from diffseg_nnunet import registry
 from diffseg_nnunet.atomic import remove_leftovers
 from diffseg_nnunet.errors import BadInputError
-from diffseg_nnunet.pipeline.device import prepare_device, release_memory
+from diffseg_nnunet.pipeline.device import gpu_memory_watched, gpu_of, prepare_device, release_memory
 from diffseg_nnunet.pipeline.preprocessing import preprocessing_inputs, require_preprocessed
 from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.pipeline.splits import check_fold, ensure_splits
@@ -40,14 +40,14 @@ def pretrain(
     """
     device = prepare_device(device_name)
     plans = project.plans()
-    stage_plan(plans, configuration, "pretraining")
+    planned = stage_plan(plans, configuration, "pretraining")
     require_preprocessed(project, configuration)
     chosen = PretrainingSettings.from_plan(diffseg_section(plans), **settings)
     cases = _cases(project, configuration, fold)
     inputs = _inputs(project, configuration, cases, chosen)
     folder = project.model_folder("pretrain", configuration) / f"fold_{fold}"
     stage = f"pretrain/{configuration}/fold_{fold}"
-    return _run(project, "pretrain", stage, folder, inputs, chosen, device, None, resume=resume)
+    return _run(project, "pretrain", stage, folder, inputs, planned, chosen, device, None, resume=resume)
 
 
 def train(
@@ -75,7 +75,7 @@ def train(
         The final checkpoint.
     """
     device = prepare_device(device_name)
-    stage_plan(project.plans(), configuration, "training")
+    planned = stage_plan(project.plans(), configuration, "training")
     require_preprocessed(project, configuration)
     if not project.labelled_preprocessed(configuration):
         raise BadInputError(
@@ -94,7 +94,7 @@ def train(
         raise BadInputError("--pretrained does not go with --strategy scratch.", "Leave one of them out.")
     folder = project.model_folder(strategy, configuration) / f"fold_{fold}"
     stage = f"train/{strategy}/{configuration}/fold_{fold}"
-    return _run(project, strategy, stage, folder, inputs, chosen, device, weights, save_probabilities, resume)
+    return _run(project, strategy, stage, folder, inputs, planned, chosen, device, weights, save_probabilities, resume)
 
 
 def find_pretrained(project: Project, configuration: str, fold: Fold) -> Path:
@@ -167,6 +167,7 @@ def _run(
     stage: str,
     folder: Path,
     inputs: dict[str, Any],
+    planned: Mapping[str, Any],
     settings: TrainingSettings,
     device: Any,
     weights: Path | None,
@@ -182,8 +183,9 @@ def _run(
         return final
     if weights is not None:
         _refuse_misfit(project, trainer_name, folder, weights)
+    watched = gpu_memory_watched(gpu_of(device), planned["predicted_peak_gib"], project.id, project.reporter.warn)
     running = project.manifest.running(stage, inputs, settings.to_json(), lambda: _set_aside(project, folder))
-    with running as run, project.log(stage.replace("/", "_")):
+    with watched, running as run, project.log(stage.replace("/", "_")):
         remove_leftovers(folder)
         trainer = _build_trainer(project, trainer_name, inputs, folder, device)
         trainer.apply(settings)

@@ -52,9 +52,7 @@ class Workspace:
             path.mkdir(parents=True, exist_ok=True)
         for variable, path in zip(NNUNET_VARIABLES, (self.raw, self.preprocessed, self.results), strict=True):
             os.environ[variable] = str(path)
-        cores = usable_cores()
-        os.environ.setdefault("nnUNet_def_n_proc", str(min(8, cores)))
-        os.environ.setdefault("nnUNet_n_proc_DA", str(max(1, min(12, cores - 1))))
+        os.environ.setdefault("nnUNet_def_n_proc", str(min(8, usable_cores())))
         external = [p for p in os.environ.get("nnUNet_extTrainer", "").split(os.pathsep) if p]
         if str(SHIM_FOLDER) not in external:
             os.environ["nnUNet_extTrainer"] = os.pathsep.join([*external, str(SHIM_FOLDER)])

@@ -185,11 +185,20 @@ def test_nan_in_other_formats(tmp_path: Path, ending: str) -> None:
     assert only(findings(Case("case", (image,), None)), "not_finite")
 
 
-def test_a_constant_image_is_a_warning(case: Case) -> None:
+def test_a_constant_image_is_an_error(case: Case) -> None:
     write(case.images[0], np.full(SIZE, -1000, np.int16))
     finding = only(findings(case), "constant_image")
+    assert finding.severity == "error"
+    assert f"{case.images[0]} is constant, -1000 in every voxel: nothing can be learnt" in finding.message
+
+
+def test_a_constant_channel_beside_another_is_a_warning(case: Case) -> None:
+    empty = case.images[0].with_name("case_0001.nii.gz")
+    write(empty, np.zeros(SIZE, np.int16))
+    both = Case(case.identifier, (case.images[0], empty), case.label)
+    finding = only(findings(both, channel_count=2), "constant_image")
     assert finding.severity == "warning"
-    assert "-1000" in finding.message
+    assert f"{empty} is constant, 0 in every voxel" in finding.message
 
 
 def test_an_empty_label_is_a_warning(case: Case) -> None:

@@ -11,22 +11,28 @@ from typing import Any
 import torch
 from nnunetv2.training.logging.nnunet_logger import MetaLogger
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch import Tensor, distributed, nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
 from diffseg_nnunet.atomic import write_file
 from diffseg_nnunet.errors import BadInputError
-from diffseg_nnunet.planning.hardware import usable_cores
+from diffseg_nnunet.planning.hardware import (
+    WORKER_PROCESS_GIB,
+    augmentation_workers,
+    available_memory_gib,
+    requested_augmentation_workers,
+    usable_cores,
+)
 from diffseg_nnunet.planning.section import diffseg_section
 from diffseg_nnunet.training import processes
 from diffseg_nnunet.training.precision import autocast, choose_dtype
 from diffseg_nnunet.training.seeding import seed_everything
 from diffseg_nnunet.training.settings import TrainingSettings
 
-from .loaders import SeededLoader, serve, shut_down
+from .loaders import SeededLoader
 from .loggers import TensorBoardLogger
+from .serving import batches_gib, serve, shut_down
 
 TRAINING_STREAM, VALIDATION_STREAM, PRECISION_STREAM, NOISE_STREAM, VALIDATION_NOISE_STREAM = range(5)
 
@@ -156,17 +162,23 @@ class DiffSegTrainerBase(nnUNetTrainer):
         """Loaders of training and validation batches, not started."""
         raise NotImplementedError
 
-    def worker_count(self) -> int:
-        """Augmentation processes: as set, else nnU-Net's number, none on a small CPU (training needs its cores)."""
-        if self.settings.workers is not None:
-            return self.settings.workers
-        if self.device.type == "cpu" and usable_cores() <= _FEW_CORES:
+    def worker_count(self, loader: SeededLoader) -> int:
+        """Processes that make the batches of `loader`: as set, else as exported for nnU-Net, else as fit in.
+
+        None on a small CPU: training needs its cores.
+        """
+        requested = requested_augmentation_workers() if self.settings.workers is None else self.settings.workers
+        if requested is not None:
+            return requested
+        cores = usable_cores()
+        if self.device.type == "cpu" and cores <= _FEW_CORES:
             return 0
-        return get_allowed_n_proc_DA()
+        worker_gib = WORKER_PROCESS_GIB + batches_gib(loader, self.num_input_channels)
+        return augmentation_workers(cores, available_memory_gib(), worker_gib)
 
     def get_dataloaders(self) -> tuple[Any, Any]:
         training, validation = self.build_loaders()
-        workers, pin = self.worker_count(), self.device.type == "cuda"
+        workers, pin = self.worker_count(training), self.device.type == "cuda"
         validation_workers = min(1, workers)
         seed, epoch = self.settings.seed, self.current_epoch
         first = epoch * self.num_iterations_per_epoch * self.batches_per_iteration
@@ -210,9 +222,14 @@ class DiffSegTrainerBase(nnUNetTrainer):
         self._iteration = self.current_epoch * self.num_iterations_per_epoch
         super().on_train_epoch_start()
 
+    def run_training(self) -> None:
+        try:
+            super().run_training()
+        finally:  # also after an error or Ctrl-C; nnU-Net ends only the augmenters it knows
+            shut_down(self.dataloader_train)
+            shut_down(self.dataloader_val)
+
     def on_train_end(self) -> None:
-        shut_down(self.dataloader_train)
-        shut_down(self.dataloader_val)
         super().on_train_end()
         if self.rank == 0:
             self.logger.plot_progress_png(self.output_folder, force=True)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from queue import Empty
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
-from batchgenerators.dataloading.multi_threaded_augmenter import MultiThreadedAugmenter
-from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 
 from diffseg_nnunet.lifetime import end_with_parent
@@ -19,8 +16,6 @@ from diffseg_nnunet.training.settings import PATCHES_PER_SCAN
 
 from .augmentation import PatchAugmentation, box_mask, composed
 
-_RUN_DRY_S = 0.5  # a worker that has been told to pause still delivers the batch at hand
-
 
 class SeededLoader(nnUNetDataLoader):
     """Sample i of batch k is a function of (seed, stream, k, i): whatever the workers, the processes, and the resumes.
@@ -28,9 +23,13 @@ class SeededLoader(nnUNetDataLoader):
     Samples come in groups with one random stream each. The groups of the *global* batch are numbered through, and
     each of the processes that train together serves its part of them; `batch_size` is that part's. Call
     :meth:`start_at` before the first batch.
+
+    Attributes:
+        on_cases: called with the cases of a group before the first of them is loaded.
     """
 
     samples_per_group = 1
+    on_cases: Callable[[Iterable[str]], None] | None = None
 
     def __init__(self, data: Any, batch_size: int, *args: Any, **kwargs: Any):
         if batch_size % self.samples_per_group:
@@ -62,8 +61,16 @@ class SeededLoader(nnUNetDataLoader):
         # a forked process has inherited the pool of its parent, but not the threads: it would wait for them for ever
         torch.set_num_threads(1)
 
+    def get_indices(self) -> np.ndarray:
+        return self._announced(super().get_indices())
+
+    def _announced(self, cases: np.ndarray) -> np.ndarray:
+        if self.on_cases is not None:
+            self.on_cases(cases)
+        return cases
+
     def generate_train_batch(self) -> dict[str, Any]:
-        # the augmenter asks its workers in turn, so worker w serves batches w, w + workers, …
+        # the workers are asked in turn, so worker w serves batches w, w + workers, …
         index = self._first + self._served * self._workers + self.thread_id
         self._served += 1
         parts = []
@@ -144,7 +151,7 @@ class PatchPairLoader(SeededLoader):
         self._to_crop: list[np.ndarray] = []
 
     def get_indices(self) -> np.ndarray:
-        return np.repeat(np.random.choice(self.indices, 1), self.samples_per_group)
+        return self._announced(np.repeat(np.random.choice(self.indices, 1), self.samples_per_group))
 
     def get_bbox(self, data_shape: Sequence[int], *args: Any, **kwargs: Any) -> tuple[list[int], list[int]]:
         lower, upper = super().get_bbox(data_shape, *args, **kwargs)
@@ -175,35 +182,3 @@ class PatchPairLoader(SeededLoader):
                 affines.append(composed(self._matrices[key], to_scan))
             group["affine"] = torch.from_numpy(np.stack(affines))
         return group
-
-
-def serve(loader: SeededLoader, workers: int, pin_memory: bool) -> MultiThreadedAugmenter | SingleThreadedAugmenter:
-    """Serve batches from `workers` processes in a fixed order, or from this process if 0; the first one is ready.
-
-    The order is that of the batch index, so the number of workers changes the speed and nothing else.
-    """
-    if workers == 0:
-        return SingleThreadedAugmenter(loader, None)
-    augmenter = MultiThreadedAugmenter(
-        loader,
-        None,
-        workers,
-        num_cached_per_queue=2,
-        seeds=list(range(workers)),
-        pin_memory=pin_memory,
-        wait_time=0.002,
-    )
-    augmenter._start()  # nnU-Net starts its workers here too, before the first CUDA kernel
-    return augmenter
-
-
-def shut_down(served: MultiThreadedAugmenter | SingleThreadedAugmenter | None) -> None:
-    """End the worker processes of :func:`serve`; nothing where they have ended."""
-    if not isinstance(served, MultiThreadedAugmenter) or not served.was_initialized:
-        return
-    # the thread that unpacks batches would print a traceback if a worker ended meanwhile: let it run dry first
-    served.pause_event.set()
-    with suppress(Empty):
-        while True:
-            served.pin_memory_queue.get(timeout=_RUN_DRY_S)
-    served._finish()

@@ -32,7 +32,7 @@ from diffseg_nnunet.training.settings import PATCHES_PER_SCAN, PretrainingSettin
 
 from .augmentation import PatchAugmentation
 from .base import NOISE_STREAM, VALIDATION_NOISE_STREAM, DiffSegTrainerBase, unwrapped
-from .loaders import PatchPairLoader, SeededLoader, shut_down
+from .loaders import PatchPairLoader, SeededLoader
 from .phases import Phase
 from .pool import PooledDataset, PoolMember
 
@@ -356,8 +356,6 @@ class DiffSegPretrainer(DiffSegTrainerBase):
             self.latest_checkpoint.unlink(missing_ok=True)
             self.history.plot(self.results_folder / "progress.png")
             self.close_loggers()
-        shut_down(self.dataloader_train)
-        shut_down(self.dataloader_val)
         processes.wait_for_all()
         self.print_to_log_file("Pretraining done.")
 

@@ -260,11 +260,14 @@ def _package_folders() -> list[Path]:
 
 def _processes() -> list[Check]:
     checks = []
-    for variable, purpose in (("nnUNet_n_proc_DA", "augmentation"), ("nnUNet_def_n_proc", "preprocessing and export")):
+    for variable, purpose, followed in (
+        ("nnUNet_n_proc_DA", "augmentation", "cores and memory"),
+        ("nnUNet_def_n_proc", "preprocessing and export", "cores"),
+    ):
         text = os.environ.get(variable)
         mend = f"Run `unset {variable}`, or export 1 or more."
         if text is None:
-            checks.append(Check(variable, "ok", f"not exported: {purpose} follows the usable cores"))
+            checks.append(Check(variable, "ok", f"not exported: {purpose} follows the usable {followed}"))
         elif not text.strip().isdecimal() or int(text) < 1:
             checks.append(Check(variable, "problem", f"exported as '{text}', with which nnU-Net fails", mend))
         elif int(text) > 2 * (cores := hardware.usable_cores()):

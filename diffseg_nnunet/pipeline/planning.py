@@ -76,7 +76,7 @@ def verify(project: Project) -> list[Finding]:
     """
     raw = project.raw()
     inputs = {"content": raw.content_signature()}
-    if project.manifest.is_finished("verify", inputs):
+    if is_verified(project):
         return [Finding(**found) for found in project.manifest.stage("verify")["outputs"].get("findings", [])]
     with project.manifest.running("verify", inputs, {}) as run:
         findings = verify_dataset(
@@ -90,6 +90,11 @@ def verify(project: Project) -> list[Finding]:
             _nnunet_check(project, raw)
         run.outputs["findings"] = [asdict(finding) for finding in findings]
     return findings
+
+
+def is_verified(project: Project) -> bool:
+    """Whether the data set passed *verify* and is unchanged since."""
+    return project.manifest.is_finished("verify", {"content": project.raw().content_signature()})
 
 
 class VerificationError(BadInputError):

@@ -16,11 +16,12 @@ from typing import Any
 from diffseg_nnunet.atomic import DISK_FULL, full_disk_named, remove_leftovers, temporary_sibling, write_file
 from diffseg_nnunet.errors import BadInputError, StageFailedError
 from diffseg_nnunet.lifetime import end_with_parent
-from diffseg_nnunet.pipeline.planning import require_planned
+from diffseg_nnunet.pipeline.planning import is_verified, require_planned
 from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.planning.hardware import worker_count
 from diffseg_nnunet.planning.section import PLANS_NAME
 from diffseg_nnunet.raw_dataset import Case, RawDataset
+from diffseg_nnunet.verification import check_case
 
 _WORTH_A_WORKER_S = 15.0  # a spawned worker imports nnU-Net and torch first, 3-5 s of every core
 _ENDINGS = ("_seg.b2nd", ".b2nd", ".pkl")
@@ -29,10 +30,18 @@ _ENDINGS = ("_seg.b2nd", ".b2nd", ".pkl")
 
 @dataclass(frozen=True)
 class Job:
-    """One case to preprocess into `folder`."""
+    """One case to preprocess.
+
+    Attributes:
+        folder: where the result goes.
+        source: id of the data set it comes from.
+        verified: *verify* has passed its images; else they are checked first.
+    """
 
     case: Case
     folder: Path
+    source: int
+    verified: bool
 
 
 @dataclass(frozen=True)
@@ -123,32 +132,38 @@ def _preprocess_configuration(project: Project, raw: RawDataset, plans: dict[str
         failures = _run(open_jobs, plan, lambda done: project.reporter.progress(stage, done, len(open_jobs)))
         run.outputs.update(cases=len(jobs), preprocessed_now=len(open_jobs) - len(failures))
         if failures:
-            listed = "\n  ".join(f"{case}: {reason}" for case, reason in failures)
+            listed = "\n  ".join(f"{job.case.identifier}: {reason}" for job, reason in failures)
+            commands = " and ".join(
+                f"`diffseg verify {source}`" for source in sorted({job.source for job, _ in failures})
+            )
             raise BadInputError(
                 f"{len(failures)} case(s) of {project.name} failed in preprocessing, others are done:\n  {listed}\n",
-                f"Look at them with `diffseg verify {project.id}`, mend or remove them, and run the command again.",
+                f"Look at them with {commands}, mend or remove them, and run the command again.",
             )
 
 
 def _jobs(project: Project, raw: RawDataset, configuration: str) -> Iterator[Job]:
     labelled, unlabelled = project.preprocessed_folder(configuration), project.unlabelled_folder(configuration)
+    verified = is_verified(project)
     for case in raw.labelled_cases():
-        yield Job(case, labelled)
+        yield Job(case, labelled, project.id, verified)
     for case in raw.unlabelled_cases():
-        yield Job(case, unlabelled / raw.name)
+        yield Job(case, unlabelled / raw.name, project.id, verified)
     for dataset in pool_datasets(project):
+        source = Project(project.workspace, dataset.name)
+        verified = is_verified(source)
         # the labels of another data set are not read
         for case in [*dataset.labelled_cases(), *dataset.unlabelled_cases()]:
-            yield Job(Case(case.identifier, case.images, None), unlabelled / dataset.name)
+            yield Job(Case(case.identifier, case.images, None), unlabelled / dataset.name, source.id, verified)
 
 
 def _is_done(job: Job) -> bool:
     return all((job.folder / f"{job.case.identifier}{ending}").is_file() for ending in _ENDINGS)
 
 
-def _run(jobs: Sequence[Job], plan: _Plan, progress: Callable[[int], None]) -> list[tuple[str, str]]:
-    """Preprocess here while it is quick, in workers where that pays; returns (case, reason) of failures."""
-    failures: list[tuple[str, str]] = []
+def _run(jobs: Sequence[Job], plan: _Plan, progress: Callable[[int], None]) -> list[tuple[Job, str]]:
+    """Preprocess here while it is quick, in workers where that pays; returns the failures and their reasons."""
+    failures: list[tuple[Job, str]] = []
     started = monotonic()
     for done, job in enumerate(jobs, start=1):
         _note(failures, job, _attempt(job, plan))
@@ -159,8 +174,8 @@ def _run(jobs: Sequence[Job], plan: _Plan, progress: Callable[[int], None]) -> l
     return failures
 
 
-def _run_in_workers(jobs: Sequence[Job], plan: _Plan, progress: Callable[[int], None]) -> list[tuple[str, str]]:
-    failures: list[tuple[str, str]] = []
+def _run_in_workers(jobs: Sequence[Job], plan: _Plan, progress: Callable[[int], None]) -> list[tuple[Job, str]]:
+    failures: list[tuple[Job, str]] = []
     workers = worker_count()
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
         futures = {pool.submit(_attempt, job, plan): job for job in jobs}
@@ -182,9 +197,9 @@ def _run_in_workers(jobs: Sequence[Job], plan: _Plan, progress: Callable[[int], 
     return failures
 
 
-def _note(failures: list[tuple[str, str]], job: Job, reason: str | None) -> None:
+def _note(failures: list[tuple[Job, str]], job: Job, reason: str | None) -> None:
     if reason is not None:
-        failures.append((job.case.identifier, reason))
+        failures.append((job, reason))
 
 
 def _attempt(job: Job, plan: _Plan) -> str | None:
@@ -199,10 +214,16 @@ def _attempt(job: Job, plan: _Plan) -> str | None:
 
 
 def preprocess_case(job: Job, plan: _Plan) -> None:
-    """Preprocess one case with nnU-Net's preprocessor and publish its three files, the properties last."""
+    """Preprocess one case with nnU-Net's preprocessor and publish its three files, the properties last.
+
+    Raises:
+        BadInputError: its images have not been verified, and are wrong.
+    """
     from batchgenerators.utilities.file_and_folder_operations import load_pickle, write_pickle
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+    if not job.verified:
+        _refuse_bad_images(job.case, len(plan.dataset_json["channel_names"]))
     manager = PlansManager(plan.plans)
     configuration = manager.get_configuration(plan.configuration)
     staging = temporary_sibling(job.folder)
@@ -229,6 +250,15 @@ def preprocess_case(job: Job, plan: _Plan) -> None:
                 os.replace(f"{target}{ending}", job.folder / f"{job.case.identifier}{ending}")
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _refuse_bad_images(case: Case, channel_count: int) -> None:
+    """nnU-Net's readers take truncated, constant and not finite images without a word."""
+    images = Case(case.identifier, case.images, None)
+    findings = check_case(images, channel_count=channel_count, label_values=None)
+    errors = [str(finding) for finding in findings if finding.severity == "error"]
+    if errors:
+        raise BadInputError(" ".join(errors))
 
 
 def _copy_references(project: Project, raw: RawDataset) -> None:

@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from contextlib import redirect_stdout
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -16,8 +16,7 @@ from typing import Any
 from diffseg_nnunet import registry
 from diffseg_nnunet.atomic import remove_leftovers
 from diffseg_nnunet.errors import BadInputError
-from diffseg_nnunet.pipeline.device import prepare_device, release_memory
-from diffseg_nnunet.pipeline.manifest import StageRun
+from diffseg_nnunet.pipeline.device import gpu_memory_watched, gpu_of, prepare_device, release_memory
 from diffseg_nnunet.pipeline.preprocessing import preprocessing_inputs, require_preprocessed
 from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.pipeline.splits import check_fold, ensure_splits
@@ -48,16 +47,16 @@ def pretrain(
     """
     device = prepare_device(device_name)
     plans = project.plans()
-    stage_plan(plans, configuration, "pretraining")
+    planned = stage_plan(plans, configuration, "pretraining")
     require_preprocessed(project, configuration)
     chosen = PretrainingSettings.from_plan(diffseg_section(plans), **settings)
     cases = _cases(project, configuration, fold)
     inputs = _inputs(project, configuration, cases, chosen)
     folder = project.model_folder("pretrain", configuration) / f"fold_{fold}"
     stage = f"pretrain/{configuration}/fold_{fold}"
-    planned = {name: diffseg_section(plans)[name] for name in PLANNED_SETTINGS}
-    recorded = {**chosen.to_json(), "planned": planned}
-    return _run(project, "pretrain", stage, folder, inputs, chosen, device, None, resume=resume, recorded=recorded)
+    section = {name: diffseg_section(plans)[name] for name in PLANNED_SETTINGS}
+    noted = {**chosen.to_json(), "planned": section}
+    return _run(Job(project, "pretrain", stage, folder, inputs, planned, chosen, noted, device), resume)
 
 
 def train(
@@ -85,7 +84,7 @@ def train(
         The final checkpoint.
     """
     device = prepare_device(device_name)
-    stage_plan(project.plans(), configuration, "training")
+    planned = stage_plan(project.plans(), configuration, "training")
     require_preprocessed(project, configuration)
     if not project.labelled_preprocessed(configuration):
         raise BadInputError(
@@ -104,7 +103,9 @@ def train(
         raise BadInputError("--pretrained does not go with --strategy scratch.", "Leave one of them out.")
     folder = project.model_folder(strategy, configuration) / f"fold_{fold}"
     stage = f"train/{strategy}/{configuration}/fold_{fold}"
-    return _run(project, strategy, stage, folder, inputs, chosen, device, weights, save_probabilities, resume)
+    noted = chosen.to_json()
+    job = Job(project, strategy, stage, folder, inputs, planned, chosen, noted, device, weights, save_probabilities)
+    return _run(job, resume)
 
 
 def find_pretrained(project: Project, configuration: str, fold: Fold) -> Path:
@@ -171,132 +172,138 @@ def _inputs(project: Project, configuration: str, cases: dict, settings: Trainin
     }
 
 
-def _run(
-    project: Project,
-    trainer_name: str,
-    stage: str,
-    folder: Path,
-    inputs: dict[str, Any],
-    settings: TrainingSettings,
-    device: Any,
-    weights: Path | None,
-    save_probabilities: bool = False,
-    resume: bool = True,
-    recorded: Mapping[str, Any] | None = None,
-) -> Path:
-    """Run a stage in this process, or in this one of several that train together: the first keeps the books."""
-    final = folder / FINAL
-    training = partial(
-        _train, project, trainer_name, inputs, folder, settings, device, weights, save_probabilities, stage
-    )
-    with processes.process_group(device):
+@dataclass(frozen=True)
+class Job:
+    """One training of one fold.
+
+    Attributes:
+        trainer: its registered name.
+        stage: its name in the manifest.
+        folder: nnU-Net's of the fold.
+        inputs: what the result depends on.
+        planned: the plan's patch, batch and memory.
+        settings: of the trainer.
+        noted: the settings as the manifest keeps them.
+        weights: pretrained ones to start from.
+        save_probabilities: of the validation cases.
+    """
+
+    project: Project
+    trainer: str
+    stage: str
+    folder: Path
+    inputs: Mapping[str, Any]
+    planned: Mapping[str, Any]
+    settings: TrainingSettings
+    noted: Mapping[str, Any]
+    device: Any
+    weights: Path | None = None
+    save_probabilities: bool = False
+
+    @property
+    def final(self) -> Path:
+        return self.folder / FINAL
+
+    @property
+    def configuration(self) -> str:
+        """By nnU-Net's name of a model folder."""
+        return self.folder.parent.name.split("__")[2]
+
+    def is_finished(self) -> bool:
+        complete = not self.save_probabilities or any((self.folder / "validation").glob("*.npz"))
+        return self.final.is_file() and complete and self.project.manifest.is_finished(self.stage, self.inputs)
+
+
+def _run(job: Job, resume: bool) -> Path:
+    """Run a job in this process, or in this one of several that train together: the first keeps the books."""
+    project = job.project
+    with processes.process_group(job.device):
         if processes.rank() > 0:
             # nnU-Net prints in every process; the first one's log says it all
             with open(os.devnull, "w") as unread, redirect_stdout(unread):
                 if processes.from_first(None):
-                    training(Follower())
-            return final
+                    _train(job)
+            return job.final
         if not resume:
-            _set_aside(project, folder)
-        complete = not save_probabilities or any((folder / "validation").glob("*.npz"))
-        if final.is_file() and complete and project.manifest.is_finished(stage, inputs):
-            project.reporter.info(f"{stage}: finished before, unchanged")
+            _set_aside(project, job.folder)
+        if job.is_finished():
+            project.reporter.info(f"{job.stage}: finished before, unchanged")
             processes.from_first(False)
-            return final
-        if weights is not None:
-            _refuse_misfit(project, trainer_name, folder, weights)
-        noted = settings.to_json() if recorded is None else recorded
-        running = project.manifest.running(stage, inputs, noted, lambda: _set_aside(project, folder))
-        with running as run, project.log(stage.replace("/", "_")):
-            remove_leftovers(folder)
+            return job.final
+        if job.weights is not None:
+            _refuse_misfit(job)
+        gib = job.planned["predicted_peak_gib"] / processes.world_size()
+        watched = gpu_memory_watched(gpu_of(job.device), gib, project.id, project.reporter.warn)
+        discard = partial(_set_aside, project, job.folder)
+        running = project.manifest.running(job.stage, job.inputs, job.noted, discard)
+        with watched, running as run, project.log(job.stage.replace("/", "_")):
+            remove_leftovers(job.folder)
             processes.from_first(True)
-            training(run)
-    release_memory(device)
-    return final
+            run.outputs.update(_train(job))
+    release_memory(job.device)  # the next fold of this process needs it
+    return job.final
 
 
-class Follower(StageRun):
-    """Stands for the record of a stage in the processes that do not keep it."""
-
-    def __init__(self) -> None:
-        super().__init__(outputs={})
-
-
-def _train(
-    project: Project,
-    trainer_name: str,
-    inputs: dict[str, Any],
-    folder: Path,
-    settings: TrainingSettings,
-    device: Any,
-    weights: Path | None,
-    save_probabilities: bool,
-    stage: str,
-    run: StageRun,
-) -> None:
-    trainer = _build_trainer(project, trainer_name, inputs, folder, device)
-    trainer.apply(settings)
-    trainer.progress = lambda done, total, news: project.reporter.progress(stage, done, total, news)
-    checkpoint = _start_or_resume(project, trainer, folder, weights)
-    if checkpoint != FINAL:
+def _train(job: Job) -> dict[str, Any]:
+    """Train and validate; returns what the manifest notes of the result."""
+    trainer = _build_trainer(job)
+    trainer.apply(job.settings)
+    trainer.progress = lambda done, total, news: job.project.reporter.progress(job.stage, done, total, news)
+    if _start_or_resume(job, trainer) != FINAL:
         trainer.run_training()
-    trainer.perform_actual_validation(save_probabilities)
-    run.outputs.update(_outputs(project, trainer, folder / FINAL, weights))
+    trainer.perform_actual_validation(job.save_probabilities)
+    return _outputs(job, trainer)
 
 
-def _build_trainer(project: Project, name: str, inputs: dict, folder: Path, device: Any) -> Any:
-    """An nnU-Net trainer of the project's plans; `folder` is the one nnU-Net derives, checked so that both agree."""
-    trainer_class = registry.load("trainers", name)
-    configuration, fold = _configuration_of(folder), folder.name.removeprefix("fold_")
-    plans = {**project.plans(), "continue_training": (folder / LATEST).is_file()}
+def _build_trainer(job: Job) -> Any:
+    """An nnU-Net trainer of the project's plans; its folder is the one nnU-Net derives, checked so that both agree."""
+    trainer_class = registry.load("trainers", job.trainer)
+    fold = job.folder.name.removeprefix("fold_")
+    plans = {**job.project.plans(), "continue_training": (job.folder / LATEST).is_file()}
     trainer = trainer_class(
-        plans, configuration, fold if fold == "all" else int(fold), project.dataset_json(), device=device
+        plans, job.configuration, fold if fold == "all" else int(fold), job.project.dataset_json(), device=job.device
     )
-    assert Path(trainer.output_folder) == folder, (trainer.output_folder, folder)
+    assert Path(trainer.output_folder) == job.folder, (trainer.output_folder, job.folder)
     return trainer
 
 
-def _configuration_of(folder: Path) -> str:
-    """The configuration, by nnU-Net's name of a model folder."""
-    return folder.parent.name.split("__")[2]
-
-
-def _refuse_misfit(project: Project, trainer_name: str, folder: Path, weights: Path) -> None:
+def _refuse_misfit(job: Job) -> None:
     """Raises BadInputError if the weights are not the planned network's, before anything earlier is set aside."""
     from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    manager, dataset_json = PlansManager(project.plans()), project.dataset_json()
-    configuration = manager.get_configuration(_configuration_of(folder))
-    network = registry.load("trainers", trainer_name).build_network_architecture(
+    manager, dataset_json = PlansManager(job.project.plans()), job.project.dataset_json()
+    configuration = manager.get_configuration(job.configuration)
+    network = registry.load("trainers", job.trainer).build_network_architecture(
         manager,
         configuration,
         determine_num_input_channels(manager, configuration, dataset_json),
         manager.get_label_manager(dataset_json).num_segmentation_heads,
         enable_deep_supervision=True,
     )
-    checkpoints.initialise(network, checkpoints.load_safely(weights)["network_weights"], str(weights))
+    checkpoints.initialise(network, checkpoints.load_safely(job.weights)["network_weights"], str(job.weights))
 
 
-def _start_or_resume(project: Project, trainer: Any, folder: Path, weights: Path | None) -> str | None:
+def _start_or_resume(job: Job, trainer: Any) -> str | None:
     """Prepare the trainer; returns the name of the checkpoint that is gone on from, if any."""
-    there = next((name for name in (FINAL, LATEST) if (folder / name).is_file()), None)
-    resume = processes.from_first(there)
+    there = next((name for name in (FINAL, LATEST) if (job.folder / name).is_file()), None)
+    resume, reporter = processes.from_first(there), job.project.reporter
     trainer.initialize()
     if resume is not None:
         # our own file of this workspace, in nnU-Net's checkpoint format
-        trainer.load_checkpoint(str(folder / resume))
-        project.reporter.info(f"going on from {resume} at epoch {trainer.current_epoch}/{trainer.num_epochs}")
-    elif weights is not None:
-        content = checkpoints.load_safely(weights)
-        _warn_of_other_data(project, trainer.configuration_name, content, weights)
-        seen = seen_in_pretraining(content, project.name, trainer.do_split()[1])
+        trainer.load_checkpoint(str(job.folder / resume))
+        reporter.info(f"going on from {resume} at epoch {trainer.current_epoch}/{trainer.num_epochs}")
+    elif job.weights is not None:
+        content = checkpoints.load_safely(job.weights)
+        _warn_of_other_data(job.project, job.configuration, content, job.weights)
+        seen = seen_in_pretraining(content, job.project.name, trainer.do_split()[1])
         if seen and trainer.fold != "all":
-            project.reporter.warn(
-                f"{weights} was pretrained on the images of {len(seen)} of this fold's validation cases, e.g. {seen[0]}"
+            reporter.warn(
+                f"{job.weights} was pretrained on the images of {len(seen)} of this fold's validation cases, "
+                f"e.g. {seen[0]}"
             )
-        count = trainer.start_from(content["network_weights"], str(weights))
-        project.reporter.info(f"starting from {weights} ({count} tensors)")
+        count = trainer.start_from(content["network_weights"], str(job.weights))
+        reporter.info(f"starting from {job.weights} ({count} tensors)")
     return resume
 
 
@@ -324,10 +331,10 @@ def _set_aside(project: Project, folder: Path) -> None:
         shutil.rmtree(folder)
 
 
-def _outputs(project: Project, trainer: Any, final: Path, weights: Path | None) -> dict[str, Any]:
-    outputs: dict[str, Any] = {"checkpoint": str(final.relative_to(project.workspace.results))}
+def _outputs(job: Job, trainer: Any) -> dict[str, Any]:
+    outputs: dict[str, Any] = {"checkpoint": str(job.final.relative_to(job.project.workspace.results))}
     if (pool := getattr(trainer, "pool_record", None)) is not None:
         outputs["cases_seen"] = pool
-    if weights is not None:
-        outputs["pretrained"] = str(weights)
+    if job.weights is not None:
+        outputs["pretrained"] = str(job.weights)
     return outputs

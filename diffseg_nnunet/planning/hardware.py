@@ -24,6 +24,9 @@ GPU_RESERVE_GIB = 1.0
 # Without a GPU the plan shall suit a common one, so that it can be trained elsewhere; it is also nnU-Net's own target.
 BUDGET_WITHOUT_GPU_GIB = 8.0
 SMALLEST_BUDGET_GIB = 1.0
+MOST_AUGMENTATION_WORKERS = 12  # nnU-Net's number
+WORKER_PROCESS_GIB = 0.6  # a forked worker at work: what it does not share with its parent, without its batches
+_MEMORY_FOR_WORKERS = 0.5  # the rest is for training itself, for other programs, and for cached scans
 
 _ROOT = Path("/")
 _CGROUP_MOUNT = Path("sys/fs/cgroup")
@@ -79,6 +82,39 @@ def worker_count() -> int:
     """Processes or threads for work on cases: the usable cores, or fewer if nnU-Net's nnUNet_def_n_proc says so."""
     wanted = os.environ.get("nnUNet_def_n_proc", "")
     return max(1, min(usable_cores(), int(wanted) if wanted.isdecimal() else usable_cores()))
+
+
+def augmentation_workers(cores: int, available_gib: float, worker_gib: float) -> int:
+    """Processes that make batches beside training: as many as cores and memory allow, at most nnU-Net's number.
+
+    Args:
+        cores: usable ones; one of several is left to training.
+        available_gib: memory still to be had, GiB; half of it is given to workers, one more than returned among them:
+            it makes the validation's batches.
+        worker_gib: memory of one worker, GiB: WORKER_PROCESS_GIB and its batches.
+
+    Returns:
+        0 where the memory does not suffice for two workers: batches are better made by the training process itself.
+    """
+    by_memory = int(available_gib * _MEMORY_FOR_WORKERS / worker_gib) - 1
+    return max(0, min(MOST_AUGMENTATION_WORKERS, max(1, cores - 1), by_memory))
+
+
+def requested_augmentation_workers() -> int | None:
+    """What nnU-Net's variable nnUNet_n_proc_DA asks for; None where it is not exported.
+
+    Raises:
+        BadInputError: it is no number.
+    """
+    text = os.environ.get("nnUNet_n_proc_DA")
+    if text is None:
+        return None
+    if not text.strip().isdecimal():
+        raise BadInputError(
+            f"nnUNet_n_proc_DA is exported as '{text}', which is no number.",
+            "Run `unset nnUNet_n_proc_DA`, or export 0 or more.",
+        )
+    return int(text)
 
 
 def memory_limit_gib(root: Path = _ROOT) -> float:

@@ -53,6 +53,7 @@ def check_case(
             check.same_grid("channel", (path, grid), reference)
         elif grid is not None:
             reference = path, grid
+    check.report_constant(len(case.images))
     if case.label is None:
         if label_required:
             check.add("missing_label", f"The case '{case.identifier}' has no label.", "Add it, or remove its image.")
@@ -84,6 +85,7 @@ class _CaseCheck:
         self.identifier = identifier
         self.shown_as = shown_as
         self.findings: list[Finding] = []
+        self.constant: list[tuple[Path, float]] = []
 
     def add(self, code: str, message: str, mend: str, severity: Severity = "error") -> None:
         self.findings.append(Finding(code, self.identifier, message, mend, severity))
@@ -102,9 +104,20 @@ class _CaseCheck:
         if not math.isfinite(low) or not math.isfinite(high):
             self.add("not_finite", f"{self.show(path)} holds voxels that are {NOT_FINITE}.", MEND_NOT_FINITE)
         elif low == high:
-            message = f"{self.show(path)} is constant, {low:g} in every voxel."
-            self.add("constant_image", message, "Remove the case if that is not meant.", "warning")
+            self.constant.append((path, low))
         return _Grid.of(volume)
+
+    def report_constant(self, channel_count: int) -> None:
+        """An error where no channel has any contrast; one empty channel of several may stand for a missing sequence."""
+        nothing_left = len(self.constant) == channel_count
+        for path, value in self.constant:
+            message = f"{self.show(path)} is constant, {value:.10g} in every voxel"
+            if nothing_left:
+                self.add(
+                    "constant_image", f"{message}: nothing can be learnt from it.", "Export it again, or remove it."
+                )
+            else:
+                self.add("constant_image", f"{message}.", "Remove the case if that is not meant.", "warning")
 
     def label(self, path: Path, allowed: set[int] | None) -> _Grid | None:
         """Check a label; None where there is no 3D grid to compare with."""

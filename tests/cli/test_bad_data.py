@@ -55,6 +55,10 @@ BROKEN_CASES: dict[str, tuple[Break, tuple[str, ...]]] = {
     "truncated_image": (lambda s: truncate(s.broken_image), ("truncated", "again")),
     "truncated_label": (lambda s: truncate(s.broken_label), ("b.nii.gz", "truncated", "again")),
     "nan": (lambda s: s.write(s.broken_image, WITH_NAN), ("1 of its voxels are NaN or infinite", "Replace them")),
+    "constant": (
+        lambda s: s.write(s.broken_image, ONES * -7),
+        ("is constant, -7 in every voxel", "nothing can be learnt from it", "remove it"),
+    ),
     "2d": (lambda s: s.write(s.broken_image, ONES[0]), ("is 2D", "expected is 3D", "Save one volume a file")),
     "4d": (
         lambda s: s.write(s.broken_image, np.stack([ONES, ONES])),

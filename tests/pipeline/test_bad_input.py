@@ -177,6 +177,21 @@ def test_bad_cases_are_set_aside_and_good_ones_predicted(project: TinyProject) -
     assert not list(output.glob(".partial-*"))
 
 
+def test_a_constant_scan_of_the_pool_is_refused_unverified(planned_project: TinyProject) -> None:
+    project = planned_project
+    pool = project.raw.with_name(project.pool_name) / "imagesUn"
+    bad, *good = sorted(pool.iterdir())
+    volume = sitk.ReadImage(str(bad))
+    sitk.WriteImage(volume * 0 + 40, str(bad))
+    lines = [("plan", 1, *project.light_plan, "--unlabeled", 2), ("preprocess", 1, "-c", "3d_fullres")]
+    planned, preprocessed = project.diffseg.in_one_process(lines)
+    planned.ok()
+    reason = f"{bad} is constant, 40 in every voxel: nothing can be learnt from it"
+    preprocessed.refused("1 case(s) of", "others are done", reason, "`diffseg verify 2`")
+    done = {path.stem for path in project.preprocessed.glob(f"*_unlabelled/{project.pool_name}/*.pkl")}
+    assert done == {path.name.removesuffix("_0000.nii.gz") for path in good}
+
+
 def test_images_without_channel_numbers(project: TinyProject) -> None:
     """Understood where the model has one channel, refused where some have a number and some have none. Predicting
     needs no preprocessed data."""

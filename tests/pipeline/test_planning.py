@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 
 from diffseg_nnunet import registry
+from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.pipeline.planning import PlanRequest, plan
 from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.workspace import Workspace
@@ -52,10 +55,23 @@ def test_a_target_spacing_is_honoured(project: Project) -> None:
 
 
 def test_a_data_set_cannot_be_its_own_pool(project: Project) -> None:
-    from diffseg_nnunet.errors import BadInputError
-
     with pytest.raises(BadInputError, match="cannot be its own unlabelled pool"):
         plan(project, light(unlabelled=(1,)))
+
+
+@pytest.mark.parametrize("channels", [["MRI"], ["CT", "PET"], []])
+def test_a_pool_of_other_channels_is_refused(project: Project, channels: list[str]) -> None:
+    own = project.workspace.raw / project.name
+    other = own.with_name("Dataset003_Other")
+    shutil.copytree(own.with_name("Dataset002_Pool"), other, dirs_exist_ok=True)
+    content = json.loads((other / "dataset.json").read_text())
+    content["channel_names"] = {str(number): name for number, name in enumerate(channels)}
+    (other / "dataset.json").write_text(json.dumps(content))
+    with pytest.raises(BadInputError) as refused:
+        plan(project, light(unlabelled=(3,)))
+    named = f"Dataset003_Other has the channel(s) {', '.join(channels)}, {project.name} has CT"
+    assert str(refused.value).startswith(f"{named}: one network cannot read both.")
+    assert "--unlabeled" in str(refused.value)
 
 
 def test_unchanged_plans_are_not_made_again(project: Project) -> None:

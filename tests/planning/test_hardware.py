@@ -157,6 +157,38 @@ def test_bf16_instructions_where_there_is_no_cpuinfo(tmp_path: Path) -> None:
     assert hardware.cpu_bf16_instructions(tmp_path / "cpuinfo") is None
 
 
+@pytest.mark.parametrize(
+    ("cores", "available_gib", "worker_gib", "expected"),
+    [
+        (8, 64.0, 1.0, 7),  # one core is left to training
+        (64, 512.0, 1.0, 12),  # nnU-Net's number
+        (2, 64.0, 1.0, 1),
+        (1, 64.0, 1.0, 1),  # beside a GPU the one core is idle most of the time
+        (16, 8.0, 1.0, 3),  # half of the memory, and one worker more for validation
+        (16, 8.0, 2.5, 0),
+        (16, 0.0, 0.6, 0),
+    ],
+)
+def test_augmentation_workers(cores: int, available_gib: float, worker_gib: float, expected: int) -> None:
+    assert hardware.augmentation_workers(cores, available_gib, worker_gib) == expected
+
+
+def test_more_memory_never_means_fewer_workers() -> None:
+    counts = [hardware.augmentation_workers(16, gib / 4, 0.9) for gib in range(200)]
+    assert counts == sorted(counts)
+    assert (counts[0], counts[-1]) == (0, 12)
+
+
+def test_exported_augmentation_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("nnUNet_n_proc_DA", raising=False)
+    assert hardware.requested_augmentation_workers() is None
+    monkeypatch.setenv("nnUNet_n_proc_DA", "5")
+    assert hardware.requested_augmentation_workers() == 5
+    monkeypatch.setenv("nnUNet_n_proc_DA", "many")
+    with pytest.raises(BadInputError, match="nnUNet_n_proc_DA is exported as 'many'"):
+        hardware.requested_augmentation_workers()
+
+
 @pytest.mark.parametrize("requested", [11, 11.0, "11", " 11.0 "])
 def test_a_requested_budget(requested: str | float) -> None:
     assert hardware.memory_budget(requested) == MemoryBudget(11.0, "requested")

@@ -15,7 +15,8 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from diffseg_nnunet.trainers import DiffSegPretrainer, DiffSegTrainer
-from diffseg_nnunet.trainers.loaders import PatchPairLoader, SeededLoader, serve, shut_down
+from diffseg_nnunet.trainers.loaders import PatchPairLoader, SeededLoader
+from diffseg_nnunet.trainers.serving import serve, shut_down
 
 LABELS = LabelManager({"background": 0, "organ": 1}, regions_class_order=None)
 SHAPES = {"large": (12, 17, 15), "small": (5, 20, 3), "tiny": (2, 3, 4)}

@@ -82,6 +82,11 @@ class SeededLoader(nnUNetDataLoader):
                     parts.append(self.generate_group())
         return {name: _joined([part[name] for part in parts]) for name in parts[0]}
 
+    @property
+    def samples(self) -> int:
+        """Of one batch of this process."""
+        return self._groups * self.samples_per_group
+
     def generate_group(self) -> dict[str, Any]:
         """The samples of one group, in its random stream."""
         return super().generate_train_batch()
@@ -89,7 +94,7 @@ class SeededLoader(nnUNetDataLoader):
     def _oversample_last_XX_percent(self, sample_idx: int) -> bool:  # noqa: N802 nnU-Net's name
         """nnU-Net's rule, of the global batch: its last samples hold foreground."""
         index = self._group * self.samples_per_group + sample_idx
-        total = self._groups * self.samples_per_group * self._processes
+        total = self.samples * self._processes
         return not index < round(total * (1 - self.oversample_foreground_percent))
 
 

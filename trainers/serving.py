@@ -63,7 +63,7 @@ def batches_gib(loader: SeededLoader, channels: int) -> float:
     patch = math.prod(loader.final_patch_size)
     sample = math.prod(loader.patch_size)  # before augmentation, and copies of it on the way
     voxel = 4 * channels + 4  # float32, and int16 labels with those of deep supervision
-    return ((PREFETCHED + 2) * loader.batch_size * patch + 4 * sample) * voxel / GIB
+    return ((PREFETCHED + 2) * loader.samples * patch + 4 * sample) * voxel / GIB
 
 
 def shut_down(served: Served | None) -> None:

@@ -31,6 +31,7 @@ from scans import (
 )
 
 from diffseg_nnunet.inference.pretrained import PretrainedModel, load_pretrained
+from diffseg_nnunet.pipeline.stages import file_digest
 
 PATCHES, POINTS = 4, 256
 KIDNEYS = ("left_kidney", "right_kidney")
@@ -48,16 +49,16 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     prepare(options.workspace, options.data)
-    sections, patches = [], {}
+    sections = []
     for name, path in _checkpoints(options).items():
         model = load_pretrained(path, torch.device(options.device))
         divisor = stride(model)
-        patches[name] = {
+        sizes = {
             "whole patch": tuple(model.patch_size),
             "half patch": rounded_to([side / 2 for side in model.patch_size], divisor),
         }
-        for kind, size in patches[name].items():
-            measured = _measure(options, model, name, kind, size)
+        for kind, size in sizes.items():
+            measured = _measure(options, model, file_digest(path)[:12], size)
             sections.append(_report(name, kind, size, measured))
     scans = "all" if options.cases is None else f"the first {options.cases}"
     write_section(
@@ -84,15 +85,15 @@ def _checkpoints(options: argparse.Namespace) -> dict[str, Path]:
 
 
 def _measure(
-    options: argparse.Namespace, model: PretrainedModel, name: str, kind: str, size: tuple[int, ...]
+    options: argparse.Namespace, model: PretrainedModel, key: str, size: tuple[int, ...]
 ) -> dict[str, list[dict[str, Any]]]:
     """Data set -> one record a scan, kept in the workspace."""
-    folder = options.workspace / "benchmarks" / "coordinates"
-    run = f"{name}_given" if options.checkpoint else f"{name}_seed{options.seed}_{options.iterations}"
+    run = f"{key}_seed{options.seed}_{'x'.join(str(side) for side in size)}"
+    folder = options.workspace / "benchmarks" / "coordinates" / run
     return {
         dataset: [
             cached(
-                folder / f"{run}_{kind.split()[0]}" / f"{scan.case}.json",
+                folder / f"{scan.case}.json",
                 lambda scan=scan, dataset=dataset: _measure_scan(model, scan, dataset, size, options.seed),
             )
             for scan in held_out(options.workspace, dataset)[: options.cases]

@@ -180,7 +180,7 @@ def _kidney_sides(model: PretrainedModel, scan: Scan, size: tuple[int, ...]) -> 
         box = list(window(centroid, size, scan.shape))
         box[axis] = span(centroid[axis], narrow[axis], low, high)
         predicted = coordinates_mm(model, scan, tuple(box), narrow, centroid[None])
-        values[kidney] = {"left": predicted[0][0], "window": box[axis].stop - box[axis].start}
+        values[kidney] = {"left": float(predicted[0][0]), "window": box[axis].stop - box[axis].start}
     return values
 
 

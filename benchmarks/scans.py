@@ -150,4 +150,5 @@ def coordinates_mm(
     offset = np.array([part.start for part in place]) - np.array([part.start for part in box])
     where = (index + offset).T
     maps = dense[0].float().cpu().numpy() * UNIT_MM
-    return np.stack([ndimage.map_coordinates(each, where, order=1, mode="nearest") for each in maps], axis=1)
+    read = [ndimage.map_coordinates(each, where, order=1, mode="nearest") for each in maps]
+    return np.stack(read, axis=1).astype(np.float64)

@@ -1,16 +1,19 @@
-"""Writes a section of RESULTS.md: every figure there was printed by a script of this folder."""
+"""What the scripts share: sections of RESULTS.md (every figure there was printed by a script), commands, resuming."""
 
 from __future__ import annotations
 
+import json
 import platform
 import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-from diffseg_nnunet.atomic import write_text
+from diffseg_nnunet.atomic import write_json, write_text
+from diffseg_nnunet.evaluation.statistics import mean_with_interval
 from diffseg_nnunet.planning.hardware import memory_limit_gib, usable_cores, visible_gpus
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
@@ -43,11 +46,31 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
 
 
-def diffseg(*arguments: object) -> None:
-    """Run a diffseg command and let it speak; a failure ends the script."""
+def diffseg(*arguments: object, environment: Mapping[str, str] | None = None) -> None:
+    """Run a diffseg command and let it speak; a failure ends the script.
+
+    Args:
+        environment: of the command; None: this process's own.
+    """
     command = ["diffseg", *(str(argument) for argument in arguments)]
     print("$", *command, flush=True)
-    subprocess.run(command, check=True)
+    subprocess.run(command, check=True, env=environment)
+
+
+def cached(path: Path, compute: Callable[[], Any]) -> Any:
+    """What `compute` gives, JSON values only: computed once and kept at `path`, so that a script can be run again."""
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, compute())
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def interval(values: Sequence[float], digits: int = 2) -> str:
+    """Mean and its 95 % interval, "1.23 [1.10, 1.36]"; bootstrap over the values."""
+    estimate = mean_with_interval(values)
+    if estimate.ci_low is None:
+        return f"{estimate.mean:.{digits}f}"
+    return f"{estimate.mean:.{digits}f} [{estimate.ci_low:.{digits}f}, {estimate.ci_high:.{digits}f}]"
 
 
 def _processor() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -55,3 +56,18 @@ def test_tap_hands_over_the_last_features_once() -> None:
 def test_settings_survive_json() -> None:
     chosen = CoordinateSettings(mode="none", weight=0.5, points_per_patch=10)
     assert CoordinateSettings(**json.loads(json.dumps(chosen.to_json()))) == chosen
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"mode": "map"}, "map is none of auxiliary, guidance, none"),
+        ({"objective": "absolute"}, "absolute is none of relative, distance"),
+        ({"clean_share": 1.0}, "clean_share 1.0 is not in 0..1"),
+        ({"condition_dropout": -0.1}, "condition_dropout -0.1 is not in 0..1"),
+        ({"regressor_share": 1.5}, "regressor_share 1.5 is not in 0..1"),
+    ],
+)
+def test_settings_refuse_what_is_not_there(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        CoordinateSettings(**wrong)

@@ -50,12 +50,12 @@ def main() -> None:
     assert epochs == list(range(len(epochs))), epochs
     rows.append(("pretrain", f"{epoch} epoch(s) done", f"0 redone, {len(epochs)} in the end, each once"))
 
-    logs = sorted(training.glob("training_log*"))
-    done = max(_epochs(logs[-1])) if _epochs(logs[-1]) else 0
+    # nnU-Net's own format, written a moment ago by the command above
+    done = torch.load(training / "checkpoint_latest.pth", weights_only=False)["current_epoch"]
     diffseg(*RUN, *LENGTH, "--workspace", ws)
     resumed = _epochs(sorted(training.glob("training_log*"))[-1])
-    rows.append(("train", f"killed in epoch {done}", f"went on with epoch {min(resumed)}, ended with {max(resumed)}"))
-    assert min(resumed) >= done > 0 or min(resumed) == done, (done, resumed)
+    rows.append(("train", f"{done} epoch(s) done", f"0 redone, {max(resumed) + 1} in the end"))
+    assert resumed[0] == done > 0, (done, resumed)
 
     stamp = (training / "checkpoint_final.pth").stat().st_mtime_ns
     start = monotonic()

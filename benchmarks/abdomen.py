@@ -52,6 +52,7 @@ FEW_FOLDS, FEW_CASES = 10, 2
 """Folds 1 to FEW_FOLDS train on FEW_CASES drawn cases each and validate on one other; fold 0 trains on twelve."""
 RATE = 4e-3  # of short pretrainings
 DATASETS = ("BTCV", "OpenKBP")
+SHARED_STAGES = ("verify", "plan", "preprocess")
 _RECORD = "abdomen.json"
 
 
@@ -175,8 +176,9 @@ def run_environment(workspace: Path, run: str | None = None) -> dict[str, str]:
     if run is not None:  # what the workspace has done, the run need not do again
         mine, common = (folder / NAME / FILE_NAME for folder in (results, shared))
         content = json.loads(common.read_text())
-        if mine.is_file():
-            content["stages"] = json.loads(mine.read_text())["stages"] | content["stages"]
+        shared_stages = {name: stage for name, stage in content["stages"].items() if name.startswith(SHARED_STAGES)}
+        own_stages = json.loads(mine.read_text())["stages"] if mine.is_file() else {}
+        content["stages"] = own_stages | shared_stages
         mine.parent.mkdir(parents=True, exist_ok=True)
         write_json(mine, content)
     return {**os.environ, **dict(zip(NNUNET_VARIABLES, map(str, paths), strict=True))}

@@ -32,6 +32,7 @@ LEVELS = (0.9, 0.5, 0.2)  # ᾱ: share of the signal's variance that is left
 TUNING_SCANS, TUNING_SIDE = 2, 48  # of each data set; side of the crop of each that is tuned on, voxels
 NLM_WINDOWS = ((3, 3), (3, 4), (5, 3))  # side of the patches compared, how far to look
 FIRST_STEP, LAST_STEP = 2.0, 1.15  # factors of the search for the best strength
+LEAST, MOST = 1e-3, 1e3  # of a strength
 INPUT, TV, NLM = "input / √ᾱ", "total variation", "non-local means"
 CLASSICAL = {INPUT: "input", TV: "tv", NLM: "nlm"}
 _TUNING_SEED = 10_000  # keeps the noise that is tuned on apart from the noise that is measured on
@@ -64,7 +65,7 @@ class Noised:
     @cached_property
     def scaled(self) -> NDArray[np.float32]:
         """The noised voxels of the scan, scaled so that their mean is the clean image's."""
-        return self.noised[0][self.place] / np.sqrt(self.alpha_bar)
+        return self.noised[0][self.place] / np.float32(np.sqrt(self.alpha_bar))
 
     @property
     def sigma(self) -> float:
@@ -107,14 +108,15 @@ def _checkpoints(options: argparse.Namespace) -> dict[str, Path]:
 
 
 def noised_patch(model: PretrainedModel, source: HeldOut, level: float, seed: int) -> Noised:
-    """A random patch of a scan, noised; the same for the same case, level, plan and seed."""
+    """A random patch of a scan, the same at all levels, noised; a function of case, level, plan and seed."""
     scan = read_scan(model, source)
     digits = int("".join(filter(str.isdigit, source.case)))
-    generator = np.random.default_rng([seed, digits, round(1000 * level)])
-    box = window(generator.uniform(0, scan.shape), model.patch_size, scan.shape)
+    centre = np.random.default_rng([seed, digits]).uniform(0, scan.shape)
+    box = window(centre, model.patch_size, scan.shape)
     clean, place = padded(scan.voxels[(slice(None), *box)], model.patch_size)
     diffusion = model.assembly.denoiser.diffusion
     t = int((diffusion.alpha_bar - level).abs().argmin())
+    generator = np.random.default_rng([seed, digits, round(1000 * level)])
     noise = torch.from_numpy(generator.standard_normal(clean.shape, dtype=np.float32))
     noised = diffusion.add_noise(torch.from_numpy(clean)[None], noise[None], torch.tensor([t]))[0].numpy()
     return Noised(source.case, clean, noised, place, t, float(diffusion.alpha_bar[t]))
@@ -155,7 +157,7 @@ def line_search(error: Callable[[float], float], start: float = 1.0) -> tuple[fl
 
     best, step = start, FIRST_STEP
     while True:
-        nearest = min((best / step, best, best * step), key=at)
+        nearest = min((max(best / step, LEAST), best, min(best * step, MOST)), key=at)
         if nearest != best:
             best = nearest
         elif step <= LAST_STEP:

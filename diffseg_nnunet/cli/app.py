@@ -22,6 +22,7 @@ from diffseg_nnunet.cli import (
     predict,
     preprocess,
     pretrain,
+    sample,
     train,
     verify,
 )
@@ -50,6 +51,7 @@ app.command()(verify.verify)
 app.command()(plan.plan)
 app.command()(preprocess.preprocess)
 app.command()(pretrain.pretrain)
+app.command()(sample.sample)
 app.command()(train.train)
 app.command()(predict.predict)
 app.command()(evaluate.evaluate)

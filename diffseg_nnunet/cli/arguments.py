@@ -37,8 +37,9 @@ _LISTS = {
     "run": ("--unlabeled", *_CONFIGURATIONS, *_FOLDS),
     "predict": (*_CONFIGURATIONS, *_FOLDS),
     "export": _FOLDS,
+    "sample": ("--size",),
 }
-_WITHOUT_POSITIONAL = ("predict",)
+_WITHOUT_POSITIONAL = ("predict", "sample")
 
 
 def expand_lists(arguments: list[str]) -> list[str]:

@@ -28,6 +28,7 @@ class PretrainedModel:
         assembly: denoiser and coordinates, with averaged weights, in evaluation mode.
         settings: of the pretraining.
         plans, configuration: nnU-Net's managers, as pretrained with.
+        configuration_name: 2d, 3d_fullres, …
         dataset_json: of the planned data set.
         channels: of the images.
         patch_size: of the pretraining, 2 or 3 axes.
@@ -39,6 +40,7 @@ class PretrainedModel:
     settings: PretrainingSettings
     plans: PlansManager
     configuration: ConfigurationManager
+    configuration_name: str
     dataset_json: Mapping[str, Any]
     channels: int
     patch_size: tuple[int, ...]
@@ -77,6 +79,7 @@ def load_pretrained(path: Path | str, device: torch.device) -> PretrainedModel:
         settings,
         plans,
         configuration,
+        content["configuration"],
         content["dataset_json"],
         channels,
         tuple(stage_plan(content["plans"], content["configuration"], "pretraining")["patch_size"]),

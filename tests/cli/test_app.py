@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from tests.conftest import CommandLine
 
 COMMANDS = (
-    *("doctor", "verify", "plan", "preprocess", "pretrain", "train", "predict", "evaluate", "run", "export", "demo"),
-    *("convert msd", "convert folder"),
+    *("doctor", "verify", "plan", "preprocess", "pretrain", "sample", "train", "predict"),
+    *("evaluate", "run", "export", "demo", "convert msd", "convert folder"),
 )
 HEAVY = ("torch", "nnunetv2", "monai", "SimpleITK", "pandas", "scipy")
 
@@ -70,6 +70,7 @@ def test_doctor_prints_a_table(diffseg: CommandLine) -> None:
         ("run 1 -c 2d 3d_fullres -f 0 1 2", "run 1 -c 2d -c 3d_fullres -f 0 -f 1 -f 2"),
         ("run 1 --fold 0 all --unlabeled 7 8", "run 1 --fold 0 --fold all --unlabeled 7 --unlabeled 8"),
         ("predict -d 1 -f 0 1 -i in -o out", "predict -d 1 -f 0 -f 1 -i in -o out"),
+        ("sample -d 1 --size 32 64 64 -o out", "sample -d 1 --size 32 --size 64 --size 64 -o out"),
         ("export 1 -f 0 1 --stock x.zip", "export 1 -f 0 -f 1 --stock x.zip"),
         ("run 1 --configuration 2d --configuration 3d_fullres", "run 1 --configuration 2d --configuration 3d_fullres"),
         ("run --help", "run --help"),

@@ -65,6 +65,13 @@ REFUSED = {
         "pickles, which run code",
         "diffseg run",
     ),
+    "sample -d 1 -o out --sampler euler": ("--sampler euler is not known", "ddim, ddpm"),
+    "sample -d 1 -o out --steps 2000": ("2000 steps are more than the 1000", "--steps 1000"),
+    "sample -d 1 -o out --size 7 8 9": ("--size 7 8 9 does not fit the network", "nearest size that fits is --size"),
+    "sample -d 1 -o out --size 8 8": ("has 2 axes, 3d_fullres has 3", "Give 3 numbers"),
+    "sample -d 1 -o out -f 3": ("no pretrained network", "pretrained there: fold_0", "diffseg pretrain 1"),
+    "sample -d 1 -o out --checkpoint gone.pth": ("There is no checkpoint gone.pth", "correct the path"),
+    "sample -d 1 -o {images}": ("holds something other than samples", "-o"),
     "predict -d 2 -i {images} -o out": ("There is no trained model", "Dataset002_Pool"),
 }
 

@@ -207,7 +207,7 @@ def test_composed_is_one_after_the_other(seed: int) -> None:
 
 
 def random_scan(rng: np.random.Generator, shape: Sequence[int]) -> tuple[sitk.Image, tuple[int, ...]]:
-    """A header of any direction cosines, spacing and origin, and a transposition; array shape `shape` once transposed."""
+    """A header of any geometry, and a transposition; array shape `shape` once transposed."""
     transposition = tuple(int(axis) for axis in rng.permutation(3))
     array_shape = [0, 0, 0]
     for axis, size in zip(transposition, shape, strict=True):

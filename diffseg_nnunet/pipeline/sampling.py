@@ -101,11 +101,11 @@ def sample(project: Project, request: SamplingRequest, output: Path, device_name
         "device": device.type,
     }
     output.mkdir(parents=True, exist_ok=True)
-    _discard(output)
     write_json(output / RECORD, {**record, "finished": False})
+    _discard(output)
     pictured = []
     for index in range(request.count):
-        patch = _draw(project, model, request, index, size)
+        patch = _draw(project, model, request, index, size, limits(channels, len(size)))
         patch = np.stack([c.restored(values) for c, values in zip(channels, patch, strict=True)])
         _write(patch, model, output, _names(index, model.channels))
         if index < _MAX_PICTURED:
@@ -172,7 +172,7 @@ def _fitting_size(model: PretrainedModel, wanted: Sequence[int] | None) -> tuple
     fitting = tuple(n * stride for n, stride in zip(nearest, strides, strict=True))
     if wanted != fitting:
         raise BadInputError(
-            f"--size {shown} does not fit the network, which halves its axes down to 1/{' 1/'.join(map(str, strides))} "
+            f"--size {shown} does not fit the network, which reduces the axes by {_shown(strides)} "
             "and needs more than one voxel there.",
             f"The nearest size that fits is --size {_shown(fitting)}.",
         )
@@ -190,12 +190,16 @@ def _names(index: int, channels: int) -> list[str]:
 
 
 def _draw(
-    project: Project, model: PretrainedModel, request: SamplingRequest, index: int, size: tuple[int, ...]
+    project: Project,
+    model: PretrainedModel,
+    request: SamplingRequest,
+    index: int,
+    size: tuple[int, ...],
+    clipped_to: tuple[torch.Tensor, torch.Tensor] | None,
 ) -> NDArray[np.float32]:
     """One normalised patch, (C, *size). One at a time: it then depends on no other, and needs the least memory."""
     denoiser = model.assembly.denoiser
     generator = torch.Generator(device=model.device).manual_seed(derived_seed(request.seed, index))
-    channels = channel_intensities(model.plans, model.configuration, model.channels)
     total = request.count * request.sampler.steps
     try:
         patch = draw_images(
@@ -204,7 +208,7 @@ def _draw(
             (1, model.channels, *size),
             generator,
             request.sampler,
-            limits(channels, len(size)),
+            clipped_to,
             lambda done, steps: project.reporter.progress(_STAGE, index * steps + done, total),
         )[0]
     except torch.OutOfMemoryError as error:
@@ -236,7 +240,7 @@ def _draw_sheet(
     for start in range(0, len(slices), _PER_ROW):
         chosen = range(start, min(start + _PER_ROW, len(slices)))
         for channel, unit in enumerate(units):
-            names = {index: Path(_names(index, len(units))[channel]).name.removesuffix(".nii.gz") for index in chosen}
+            names = {index: _names(index, len(units))[channel].removesuffix(".nii.gz") for index in chosen}
             rows.append([Panel(f"{names[index]}, {unit}", slices[index][channel]) for index in chosen])
     sampler = request.sampler
     denoising_png(path, rows, f"{sampler.sampler}, {sampler.steps} steps, seed {request.seed}: middle slices")

@@ -1,6 +1,7 @@
 """The workspace of the pretraining benchmarks: abdominal CTs with labels, head-and-neck CTs without, cases held out.
 
-Usage: python benchmarks/abdomen.py WORKSPACE DATA [--base-features 8] [--gpu-memory 1] [--spacing 4 4 4]
+Usage: python benchmarks/abdomen.py WORKSPACE DATA [--base-features 16] [--gpu-memory 1] [--spacing 3 3 3]
+           [--patch 64 64 64]
 
 DATA holds BTCV_3mm (RawData/Training/img, label) and OpenKBP (images). BTCV 0025-0034 and twenty drawn OpenKBP scans
 never enter a data set of the workspace: no training, pretraining, planning or tuning can see them.
@@ -47,7 +48,9 @@ TRAINING = tuple(f"{number:04d}" for number in (*range(1, 11), *range(21, 25)))
 HELD_OUT = tuple(f"{number:04d}" for number in range(25, 35))
 COMPLETE = tuple(number for number in TRAINING if number != "0023")  # that one has no gallbladder
 HELD_OUT_OPENKBP, SEED = 20, 20260
-PLAN = {"--backbone": ("plain",), "--base-features": (8,), "--gpu-memory": (1,), "--spacing": (4, 4, 4)}
+PLAN = {"--backbone": ("plain",), "--base-features": (16,), "--gpu-memory": (1,), "--spacing": (3, 3, 3)}
+PATCH = (64, 64, 64)
+"""Written into the plan: the planner's own nearly holds a scan, which would ask little of coordinates."""
 FEW_FOLDS, FEW_CASES = 10, 2
 """Folds 1 to FEW_FOLDS train on FEW_CASES drawn cases each and validate on one other; fold 0 trains on twelve."""
 RATE = 4e-3  # of short pretrainings
@@ -79,13 +82,14 @@ def main() -> None:
     parser.add_argument("--base-features", type=int, default=PLAN["--base-features"][0])
     parser.add_argument("--gpu-memory", default=PLAN["--gpu-memory"][0])
     parser.add_argument("--spacing", type=float, nargs=3, default=PLAN["--spacing"])
+    parser.add_argument("--patch", type=int, nargs=3, default=PATCH)
     options = parser.parse_args()
     changes = {
         "--base-features": (options.base_features,),
         "--gpu-memory": (options.gpu_memory,),
         "--spacing": options.spacing,
     }
-    prepare(options.workspace, options.data, PLAN | changes)
+    prepare(options.workspace, options.data, PLAN | changes, options.patch)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -112,7 +116,9 @@ def splits() -> list[dict[str, list[str]]]:
     return folds
 
 
-def prepare(workspace: Path, data: Path, plan: Mapping[str, Sequence[object]] = PLAN) -> None:
+def prepare(
+    workspace: Path, data: Path, plan: Mapping[str, Sequence[object]] = PLAN, patch: Sequence[int] = PATCH
+) -> None:
     """Convert, verify, plan and preprocess; nothing where that is done, by whatever plan."""
     if (workspace / _RECORD).is_file():
         return
@@ -122,6 +128,7 @@ def prepare(workspace: Path, data: Path, plan: Mapping[str, Sequence[object]] = 
     diffseg("verify", LABELLED, environment=environment)
     chosen = [part for option, values in plan.items() for part in (option, *values)]
     diffseg("plan", LABELLED, *chosen, "--unlabeled", POOL, environment=environment)
+    _set_patch(workspace / "nnUNet_preprocessed" / NAME / "DiffSegPlans.json", patch)
     diffseg("preprocess", LABELLED, "-c", CONFIGURATION, environment=environment)
     write_json(workspace / "nnUNet_preprocessed" / NAME / "splits_final.json", splits())
     write_json(
@@ -131,6 +138,14 @@ def prepare(workspace: Path, data: Path, plan: Mapping[str, Sequence[object]] = 
             "held_out": {name: [scan.case for scan in held_out(workspace, name)] for name in DATASETS},
         },
     )
+
+
+def _set_patch(path: Path, patch: Sequence[int]) -> None:
+    """As users of nnU-Net edit a plan by hand."""
+    plans = json.loads(path.read_text())
+    for part in (plans["configurations"][CONFIGURATION], *plans["diffseg"]["configurations"][CONFIGURATION].values()):
+        part["patch_size"] = list(patch)
+    write_json(path, plans)
 
 
 def describe(workspace: Path) -> str:

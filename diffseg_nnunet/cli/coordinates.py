@@ -23,6 +23,13 @@ def coordinates(
         Path | None,
         typer.Option(help="Pretrained checkpoint; else this data set's own of -c and -f.", show_default=False),
     ] = None,
+    landmarks: Annotated[
+        bool,
+        typer.Option(
+            "--landmarks",
+            help="Name the structures each scan covers, by where the labelled training cases of -f have them.",
+        ),
+    ] = False,
     device: Device = "auto",
     workspace: Workspace = None,
 ) -> None:
@@ -40,7 +47,8 @@ def coordinates(
         from diffseg_nnunet.pipeline.coordinates import predict_body_coordinates, pretrained_checkpoint
 
         chosen = checkpoint or pretrained_checkpoint(project, configuration, number)
-        failed = predict_body_coordinates(project, chosen, source, output, device)
+        landmarks_of = (configuration, number) if landmarks else None
+        failed = predict_body_coordinates(project, chosen, source, output, device, landmarks_of)
         project.reporter.info(f"coordinates: {output}")
         for case in failed:
             project.reporter.warn(f"{case.case} was set aside: {case.reason}")

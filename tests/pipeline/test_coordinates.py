@@ -31,23 +31,31 @@ def project(
     """A folder with the scans "scans" and their maps "maps", and what each command said."""
     diffseg = command_line(tmp_path_factory.mktemp("coordinates"))
     folder = diffseg.folder
-    write_phantom(folder / "phantom", labelled=0, unlabelled=2, test=2)
+    write_phantom(folder / "phantom", labelled=2, unlabelled=0, test=2)
     shutil.copytree(folder / "phantom" / "test_images", folder / "scans")
     whole = min((folder / "scans").iterdir())
     (folder / "scans" / "truncated.nii.gz").write_bytes(whole.read_bytes()[:5000])
-    images = ("--images", folder / "phantom" / "unlabelled_images", "--modality", "CT")
+    phantom = folder / "phantom"
+    labels = ("--labels", phantom / "labels", "--label-names", phantom / "labels.json")
+    images = ("--images", phantom / "images", *labels, "--modality", "CT")
     pretrain = ("pretrain", 1, "-f", "all", "--workers", 0, "--device", "cpu")
     missing = folder / "without.pth"
+    results = folder / "diffseg_workspace" / "nnUNet_results" / "Dataset001_Scans"
+    own = (
+        "--checkpoint",
+        results / "DiffSegPretrainer__DiffSegPlans__3d_fullres" / "fold_all" / "checkpoint_final.pth",
+    )
     lines = {
         "convert": ("convert", "folder", *images, "--id", 1, "--name", "Scans"),
         "plan": ("plan", 1, *LIGHT),
         "preprocess": ("preprocess", 1, "-c", "3d_fullres"),
         "pretrain": (*pretrain, "--iterations", 2),
         "first": (*WITH, "-i", "scans", "-o", "maps"),
-        "again": (*WITH, "-i", "scans", "-o", "maps"),
+        "again": (*WITH, "-i", "scans", "-o", "maps", "--landmarks"),
         "same folder": (*WITH, "-i", "scans", "-o", "scans"),
         "no folder": (*WITH, "-i", "gone", "-o", "maps"),
         "no fold": ("coordinates", "-d", 1, "-f", 3, "-i", "scans", "-o", "maps"),
+        "other plan": (*WITH[:3], "-c", "2d", *WITH[3:], "-i", "scans", "-o", "maps", "--landmarks", *own),
         "no checkpoint": (*WITH, "-i", "scans", "-o", "maps", "--checkpoint", missing),
         "plan without": ("plan", 1, *LIGHT, "--coordinates", "none"),
         "preprocess without": ("preprocess", 1, "-c", "3d_fullres"),
@@ -104,11 +112,30 @@ def test_finished_cases_are_left_alone(project: tuple[Path, dict[str, Finished]]
     assert "superior" not in project[1]["again"].out
 
 
+def test_structures_within_the_range_are_named(project: tuple[Path, dict[str, Finished]]) -> None:
+    folder, said = project
+    landmarks = json.loads((folder / "maps" / "landmarks.json").read_text())
+    assert landmarks["cases"] == ["phantom_000", "phantom_001"]
+    structures = landmarks["structures"]
+    assert {"liver", "left_kidney", "right_kidney"} <= structures.keys()
+    assert "lungs" not in structures  # every scan cuts them
+    assert structures["liver"]["scans"] == 2
+    report = json.loads((folder / "maps" / "body_ranges.json").read_text())["cases"]
+    table = pd.read_csv(folder / "maps" / "body_ranges.csv", keep_default_na=False).set_index("case")
+    for case, entry in report.items():
+        low, high = entry["superior"]["low_mm"], entry["superior"]["high_mm"]
+        within = {name for name, landmark in structures.items() if low <= landmark["superior_mm"] <= high}
+        assert set(entry["covers"]) == within
+        assert table.loc[case, "covers"] == "; ".join(entry["covers"])
+        assert f"{case} covers: {', '.join(entry['covers']) or 'none'}" in said["again"].out
+
+
 def test_wrong_use_is_refused(project: tuple[Path, dict[str, Finished]]) -> None:
     folder, said = project
     said["same folder"].refused("scans holds the images", "-o")
     said["no folder"].refused("There is no folder gone", "-i")
     said["no fold"].refused("no pretrained network for fold 3", "there: fold_all", "diffseg pretrain 1", "--checkpoint")
+    said["other plan"].refused("with another plan than 2d of Dataset001_Scans", "Leave --landmarks out")
     said["no checkpoint"].refused(f"There is no checkpoint {folder / 'without.pth'}")
 
 

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from tests.conftest import CommandLine
 
 COMMANDS = (
-    *("doctor", "verify", "plan", "preprocess", "pretrain", "train", "predict", "evaluate", "run", "export", "demo"),
-    *("convert msd", "convert folder"),
+    *("doctor", "verify", "plan", "preprocess", "pretrain", "train", "predict", "coordinates", "evaluate", "run"),
+    *("export", "demo", "convert msd", "convert folder"),
 )
 HEAVY = ("torch", "nnunetv2", "monai", "SimpleITK", "pandas", "scipy")
 

@@ -33,6 +33,9 @@ def project(
     folder = diffseg.folder
     write_phantom(folder / "phantom", labelled=2, unlabelled=0, test=2)
     shutil.copytree(folder / "phantom" / "test_images", folder / "scans")
+    # the same two, one of them another image under its old name
+    shutil.copytree(folder / "scans", folder / "changed")
+    shutil.copy(folder / "scans" / "phantom_003.nii.gz", folder / "changed" / "phantom_002.nii.gz")
     whole = min((folder / "scans").iterdir())
     (folder / "scans" / "truncated.nii.gz").write_bytes(whole.read_bytes()[:5000])
     phantom = folder / "phantom"
@@ -52,6 +55,8 @@ def project(
         "pretrain": (*pretrain, "--iterations", 2),
         "first": (*WITH, "-i", "scans", "-o", "maps"),
         "again": (*WITH, "-i", "scans", "-o", "maps", "--landmarks"),
+        "before": (*WITH, "-i", "phantom/test_images", "-o", "redone"),
+        "changed": (*WITH, "-i", "changed", "-o", "redone"),
         "same folder": (*WITH, "-i", "scans", "-o", "scans"),
         "no folder": (*WITH, "-i", "gone", "-o", "maps"),
         "no fold": ("coordinates", "-d", 1, "-f", 3, "-i", "scans", "-o", "maps"),
@@ -110,6 +115,15 @@ def test_ranges_are_reported(project: tuple[Path, dict[str, Finished]]) -> None:
 
 def test_finished_cases_are_left_alone(project: tuple[Path, dict[str, Finished]]) -> None:
     assert "superior" not in project[1]["again"].out
+
+
+def test_a_changed_image_is_predicted_again(project: tuple[Path, dict[str, Finished]]) -> None:
+    folder, said = project
+    said["before"].ok()
+    assert "phantom_002: superior" in said["changed"].ok().out
+    assert "phantom_003: superior" not in said["changed"].out
+    one, other = (sitk.ReadImage(str(folder / "redone" / f"phantom_00{number}.nii.gz")) for number in (2, 3))
+    np.testing.assert_array_equal(sitk.GetArrayViewFromImage(one), sitk.GetArrayViewFromImage(other))
 
 
 def test_structures_within_the_range_are_named(project: tuple[Path, dict[str, Finished]]) -> None:

@@ -14,6 +14,7 @@ from diffseg_nnunet import __version__
 from diffseg_nnunet.atomic import DISK_FULL
 from diffseg_nnunet.cli import (
     convert,
+    coordinates,
     demo,
     doctor,
     evaluate,
@@ -54,6 +55,7 @@ app.command()(pretrain.pretrain)
 app.command()(sample.sample)
 app.command()(train.train)
 app.command()(predict.predict)
+app.command()(coordinates.coordinates)
 app.command()(evaluate.evaluate)
 app.command()(run_command.run)
 app.command()(export.export)

@@ -15,8 +15,8 @@ from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to
 from diffseg_nnunet.atomic import remove_leftovers
 from diffseg_nnunet.errors import BadInputError, StageFailedError
 from diffseg_nnunet.inference.export import export_case, is_exported
+from diffseg_nnunet.inference.preprocessing import preprocess_case
 from diffseg_nnunet.raw_dataset import Case
-from diffseg_nnunet.verification import check_case
 
 CaseProgress = Callable[[int, int, str], None]
 """Called with (cases done, cases in all, case)."""
@@ -102,17 +102,11 @@ def predict_cases(
 def _predict(
     predictor: nnUNetPredictor, case: Case, output: Path, save_probabilities: bool, previous_stage: Path | None
 ) -> None:
-    channels = len(predictor.dataset_json["channel_names"])
-    problems = [f for f in check_case(case, channel_count=channels, label_values=None) if f.severity == "error"]
-    if problems:
-        raise BadInputError("; ".join(finding.message for finding in problems), problems[0].mend)
-    configuration, plans = predictor.configuration_manager, predictor.plans_manager
     previous = None
     if previous_stage is not None:
         previous = str(previous_stage / f"{case.identifier}{predictor.dataset_json['file_ending']}")
-    preprocessor = configuration.preprocessor_class(verbose=False)
-    data, segmentation, properties = preprocessor.run_case(
-        [str(path) for path in case.images], previous, plans, configuration, predictor.dataset_json
+    data, segmentation, properties = preprocess_case(
+        case, predictor.plans_manager, predictor.configuration_manager, predictor.dataset_json, previous
     )
     if previous is not None:
         labels = predictor.label_manager.foreground_labels

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from diffseg_nnunet.inference.export import is_exported, partial_folder, publish
 from diffseg_nnunet.inference.predictor import FailedCase, load_predictor, predict_cases, require_trained
 from diffseg_nnunet.pipeline.device import prepare_device
 from diffseg_nnunet.pipeline.project import Project
+from diffseg_nnunet.pipeline.records import image_stamps, read_record
 from diffseg_nnunet.pipeline.stages import FINAL, Fold, file_digest
 from diffseg_nnunet.planning.hardware import worker_count
 from diffseg_nnunet.raw_dataset import DATASET_JSON, Case, read_json_object, split_channel, visible_files
@@ -111,7 +111,7 @@ def predict(
     cases, failed = input_cases(source, ending, len(dataset_json["channel_names"]))
     if output.resolve() == source.resolve():
         raise BadInputError(f"{output} holds the images.", "Choose another folder with -o.")
-    model, inputs, previous = _model(project, request), _inputs(cases), _previous(output)
+    model, inputs, previous = _model(project, request), image_stamps(cases), read_record(output / RECORD)
     known = previous.get("inputs", {}) if previous.get("model") == model else {}
     outdated = [case for case in cases if known.get(case.identifier) != inputs[case.identifier]]
     exported = all(is_exported(output, case.identifier, ending, False) for case in cases)
@@ -150,26 +150,6 @@ def _model(project: Project, request: PredictionRequest) -> dict[str, Any]:
         "mirroring": request.mirroring,
         "postprocessing": None if request.postprocessing is None else file_digest(request.postprocessing),
     }
-
-
-def _inputs(cases: Sequence[Case]) -> dict[str, list[Any]]:
-    """For each case its images by name, size and time of modification."""
-    return {case.identifier: [_image_stamp(path) for path in case.images] for case in cases}
-
-
-def _image_stamp(path: Path) -> list[Any]:
-    status = path.stat() if path.exists() else None
-    return [path.name] if status is None else [path.name, status.st_size, status.st_mtime_ns]
-
-
-def _previous(output: Path) -> dict[str, Any]:
-    """The record of the last prediction into a folder; empty where there is none."""
-    path = output / RECORD
-    try:
-        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError:
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _discard(output: Path, outdated: Sequence[Case], file_ending: str) -> None:

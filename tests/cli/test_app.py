@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tests.conftest import CommandLine
 
 COMMANDS = (
-    *("doctor", "verify", "plan", "preprocess", "pretrain", "sample", "train", "predict"),
+    *("doctor", "verify", "plan", "preprocess", "pretrain", "sample", "train", "predict", "coordinates"),
     *("evaluate", "run", "export", "demo", "convert msd", "convert folder"),
 )
 HEAVY = ("torch", "nnunetv2", "monai", "SimpleITK", "pandas", "scipy")

@@ -1,7 +1,7 @@
 """The workspace of the pretraining benchmarks: abdominal CTs with labels, head-and-neck CTs without, cases held out.
 
-Usage: python benchmarks/abdomen.py WORKSPACE DATA [--base-features 16] [--gpu-memory 1] [--spacing 3 3 3]
-           [--patch 64 64 64]
+Usage: python benchmarks/abdomen.py WORKSPACE DATA [--base-features 16] [--gpu-memory 1] [--spacing 4 4 4]
+           [--patch 48 48 48]
 
 DATA holds BTCV_3mm (RawData/Training/img, label) and OpenKBP (images). BTCV 0025-0034 and twenty drawn OpenKBP scans
 never enter a data set of the workspace: no training, pretraining, planning or tuning can see them.
@@ -48,8 +48,8 @@ TRAINING = tuple(f"{number:04d}" for number in (*range(1, 11), *range(21, 25)))
 HELD_OUT = tuple(f"{number:04d}" for number in range(25, 35))
 COMPLETE = tuple(number for number in TRAINING if number != "0023")  # that one has no gallbladder
 HELD_OUT_OPENKBP, SEED = 20, 20260
-PLAN = {"--backbone": ("plain",), "--base-features": (16,), "--gpu-memory": (1,), "--spacing": (3, 3, 3)}
-PATCH = (64, 64, 64)
+PLAN = {"--backbone": ("plain",), "--base-features": (16,), "--gpu-memory": (1,), "--spacing": (4, 4, 4)}
+PATCH = (48, 48, 48)
 """Written into the plan: the planner's own nearly holds a scan, which would ask little of coordinates."""
 FEW_FOLDS, FEW_CASES = 10, 2
 """Folds 1 to FEW_FOLDS train on FEW_CASES drawn cases each and validate on one other; fold 0 trains on twelve."""

@@ -54,6 +54,7 @@ PATCH = (48, 48, 48)
 FEW_FOLDS, FEW_CASES = 10, 2
 """Folds 1 to FEW_FOLDS train on FEW_CASES drawn cases each and validate on one other; fold 0 trains on twelve."""
 RATE = 4e-3  # of short pretrainings
+BALANCE = 1.0  # 14 abdominal scans beside 180 of the neck: in a short pretraining both are to be seen
 DATASETS = ("BTCV", "OpenKBP")
 SHARED_STAGES = ("verify", "plan", "preprocess")
 _RECORD = "abdomen.json"
@@ -209,6 +210,7 @@ def pretrain(workspace: Path, mode: str, seed: int, iterations: int) -> Pretrain
     """Pretrain on all cases of the workspace, once: none/auxiliary/guidance is the mode of the coordinates."""
     run = f"pretrain_{mode}_seed{seed}_{iterations}"
     options = ("--coordinates", mode, "--pool", "all", "--iterations", iterations, "--initial-lr", RATE, "--seed", seed)
+    options = (*options, "--balance", BALANCE)
     diffseg(
         "pretrain", LABELLED, "-c", CONFIGURATION, "-f", "all", *options, environment=run_environment(workspace, run)
     )

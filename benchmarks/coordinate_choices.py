@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from abdomen import CONFIGURATION, LABELLED, RATE, add_arguments, describe, prepare, run_environment, splits
+from abdomen import BALANCE, CONFIGURATION, LABELLED, RATE, add_arguments, describe, prepare, run_environment, splits
 from abdomen import training_scans as all_training_scans
 from coordinates import AXES, displacement_record
 from results import table, write_section
@@ -72,6 +72,7 @@ def _pretrained(options: argparse.Namespace, run: str, changes: dict) -> Path:
         coordinates={"mode": "auxiliary", **changes},
         iterations=options.iterations,
         initial_lr=RATE,
+        balance=BALANCE,
         seed=options.seed,
     )
     history = torch.load(checkpoint, weights_only=True)["history"]

@@ -134,6 +134,7 @@ class PatchPairLoader(SeededLoader):
         patch_size: of the patches, 2 or 3 axes.
         augmentation: turns and scales patches, and changes their brightness; None for neither.
         matrices: case -> (3, 4) matrix from preprocessed voxel to mm, None where the scan has no direction cosines.
+        probabilities: with which each case is drawn; None: all alike.
     """
 
     samples_per_group = PATCHES_PER_SCAN
@@ -146,17 +147,21 @@ class PatchPairLoader(SeededLoader):
         label_manager: Any,
         augmentation: PatchAugmentation | None = None,
         matrices: Mapping[str, np.ndarray] | None = None,
+        probabilities: np.ndarray | None = None,
     ):
         crop = patch_size if augmentation is None else augmentation.crop_size
         super().__init__(data, batch_size, crop, patch_size, label_manager, transforms=self._transform)
         self.has_ignore = False  # no label is read, so annotated voxels are no better than others
         self._augmentation = augmentation
         self._matrices = matrices
+        self._probabilities = probabilities
         self._boxes: list[tuple[np.ndarray, np.ndarray]] = []
         self._to_crop: list[np.ndarray] = []
 
     def get_indices(self) -> np.ndarray:
-        return self._announced(np.repeat(np.random.choice(self.indices, 1), self.samples_per_group))
+        return self._announced(
+            np.repeat(np.random.choice(self.indices, 1, p=self._probabilities), self.samples_per_group)
+        )
 
     def get_bbox(self, data_shape: Sequence[int], *args: Any, **kwargs: Any) -> tuple[list[int], list[int]]:
         lower, upper = super().get_bbox(data_shape, *args, **kwargs)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from batchgenerators.utilities.file_and_folder_operations import load_pickle
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class, nnUNetBaseDataset
 
@@ -63,6 +64,18 @@ class PooledDataset:
     def shape(self, identifier: str) -> tuple[int, ...]:
         """Spatial shape of the preprocessed array; reads no voxels."""
         return tuple(self.load_case(identifier)[0].shape[1:])
+
+    def probabilities(self, balance: float) -> np.ndarray:
+        """How often each of :attr:`identifiers` is drawn: float64 (cases,), of sum 1.
+
+        Args:
+            balance: a data set of n cases is drawn in proportion to n^(1 − balance): 0, every case alike; 1, every data
+                set alike; 0.5, MultiTalent's compromise (arXiv 2303.14444).
+        """
+        sources = np.array([identifier.split("/", 1)[0] for identifier in self.identifiers])
+        counts = {source: np.count_nonzero(sources == source) for source in set(sources)}
+        weight = np.array([counts[source] ** -balance for source in sources], dtype=float)
+        return weight / weight.sum()
 
     def record(self) -> Mapping[str, list[str]]:
         """source -> case ids, for checkpoints and manifests."""

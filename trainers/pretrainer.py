@@ -183,6 +183,7 @@ class DiffSegPretrainer(DiffSegTrainerBase):
             self.label_manager,
             augmentation,
             self._matrices(dataset) if coordinates else None,
+            dataset.probabilities(self.settings.balance),
         )
 
     def _matrices(self, dataset: PooledDataset) -> dict[str, np.ndarray]:

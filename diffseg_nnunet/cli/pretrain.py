@@ -47,6 +47,9 @@ def pretrain(
     seed: Seed = 0,
     device: Device = "auto",
     pool: Pool = "training",
+    balance: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="0: every case is drawn alike. 1: every data set of the pool alike.")
+    ] = 0.5,
     coordinates: Annotated[str | None, typer.Option(help=f"auxiliary, guidance or none. {_PLANNED}")] = None,
     coordinate_objective: Annotated[
         str | None, typer.Option(help=f"relative (positions) or distance (APE's). {_PLANNED}")
@@ -97,6 +100,7 @@ def pretrain(
                 iterations=iterations,
                 seed=seed,
                 pool=pool,
+                balance=balance,
                 accumulate=accumulate,
                 augment=augment,
                 initial_lr=initial_lr,

@@ -1,15 +1,17 @@
-"""The coordinate head: three numbers per voxel, read from the last feature map of the planned network's decoder.
+"""The coordinate head: three numbers per voxel, read from the feature maps of the planned network.
 
 It lives outside the network module that nnU-Net saves, so that a checkpoint keeps stock keys.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from diffseg_nnunet.coordinates.loss import CoordinateObjective
 
@@ -56,39 +58,82 @@ class CoordinateSettings:
 
 
 class CoordinateHead(nn.Module):
-    """A kernel-1 perceptron from decoder features to coordinates, evaluated only at the voxels that are asked for.
+    """A perceptron from the features of several scales to coordinates, evaluated at the voxels that are asked for.
+
+    Place is coarse: the deepest features know it first, the finest say where within them a voxel lies. As in APE
+    (arXiv 2409.10291; methods.md, option A) each scale has a linear map, these are interpolated to the voxel, and
+    summed; a nonlinearity and a second map follow.
 
     Args:
-        feature_channels: channels of the decoder's last stage.
+        feature_channels: channels of each scale.
         hidden: width of the one hidden layer.
     """
 
-    def __init__(self, feature_channels: int, hidden: int = 64):
+    def __init__(self, feature_channels: Sequence[int], hidden: int = 64):
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(feature_channels, hidden), nn.SiLU(), nn.Linear(hidden, 3))
+        self.scales = nn.ModuleList(nn.Linear(channels, hidden) for channels in feature_channels)
+        self.out = nn.Sequential(nn.SiLU(), nn.Linear(hidden, 3))
 
-    def forward(self, features: Tensor) -> Tensor:
-        """(..., feature_channels) -> (..., 3), float32, in units of 300 mm up to one gauge common to all scans."""
-        with torch.autocast(features.device.type, enabled=False):
-            return self.layers(features.float())
+    def forward(self, features: Sequence[Tensor], voxels: Tensor, shape: Sequence[int]) -> Tensor:
+        """Coordinates at voxels: float32 (B, N, 3), in units of 300 mm up to one gauge common to all scans.
+
+        Args:
+            features: of each scale, (B, C, *smaller spatial shape).
+            voxels: int64 (B, N, axes), indices in a patch of `shape`.
+            shape: of the patch.
+        """
+        with torch.autocast(voxels.device.type, enabled=False):
+            hidden = sum(
+                scale(values_at(each, voxels, shape)) for scale, each in zip(self.scales, features, strict=True)
+            )
+            return self.out(hidden)
+
+    def dense(self, features: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
+        """Coordinates of all voxels of a patch: float32 (B, 3, *shape)."""
+        mode = "bilinear" if len(shape) == 2 else "trilinear"
+        with torch.autocast(features[0].device.type, enabled=False):
+            # a linear map and an interpolation may change places: few channels are interpolated
+            hidden = sum(
+                functional.interpolate(scale(each.float().movedim(1, -1)).movedim(-1, 1), tuple(shape), mode=mode)
+                for scale, each in zip(self.scales, features, strict=True)
+            )
+            return self.out(hidden.movedim(1, -1)).movedim(-1, 1)
 
 
 class FeatureTap:
-    """Keeps the last output of a module (the decoder's last stage) for a head outside the network."""
+    """Keeps the last outputs of some modules for a head outside the network."""
 
-    def __init__(self, module: nn.Module):
-        self.features: Tensor | None = None
-        module.register_forward_hook(self._keep)
+    def __init__(self, modules: Sequence[nn.Module]):
+        self._features: list[Tensor | None] = [None] * len(modules)
+        for index, module in enumerate(modules):
+            module.register_forward_hook(self._keeper(index))
 
-    def _keep(self, _module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        self.features = output
+    def _keeper(self, index: int):
+        def keep(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            self._features[index] = output
 
-    def take(self) -> Tensor:
-        """The features of the last forward pass, shape (B, C, ...); they are handed over, not kept."""
-        features, self.features = self.features, None
-        if features is None:
+        return keep
+
+    def take(self) -> list[Tensor]:
+        """The features of the last forward pass, each (B, C, ...); they are handed over, not kept."""
+        features, self._features = self._features, [None] * len(self._features)
+        if any(feature is None for feature in features):
             raise RuntimeError("no forward pass since the features were last taken")
         return features
+
+
+def values_at(features: Tensor, voxels: Tensor, shape: Sequence[int]) -> Tensor:
+    """Features (B, C, ...) of any resolution at the voxels (B, N, axes) of a patch of `shape`: float32 (B, N, C).
+
+    Interpolated linearly between voxel centres, as ``interpolate`` does with aligned outer faces.
+    """
+    if tuple(features.shape[2:]) == tuple(shape):
+        return gather_voxels(features, voxels).float()
+    sizes = torch.tensor(shape, device=voxels.device, dtype=torch.float32)
+    places = (2 * voxels.float() + 1) / sizes - 1
+    grid = places.flip(-1).reshape(len(voxels), *(1,) * (len(shape) - 1), -1, len(shape))
+    read = functional.grid_sample(features.float(), grid, padding_mode="border", align_corners=False)
+    return read.flatten(2).transpose(1, 2)
 
 
 def gather_voxels(features: Tensor, voxels: Tensor) -> Tensor:

@@ -18,7 +18,10 @@ from diffseg_nnunet.pipeline.stages import Fold
 from diffseg_nnunet.planning.hardware import resolve_device
 
 TEST_PREDICTIONS = "predictions_imagesTs"
-_KEPT_SETTINGS = ("iterations", "seed", "optimizer", "initial_lr", "precision", "pool", "accumulate", "augment")
+_KEPT_SETTINGS = (
+    *("iterations", "seed", "optimizer", "initial_lr", "precision"),
+    *("pool", "balance", "accumulate", "augment"),
+)
 
 
 @dataclass(frozen=True)

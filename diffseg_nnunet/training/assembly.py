@@ -42,7 +42,7 @@ class Assembly:
             return None if dense is None else dense.float()
         t = torch.full((len(clean),), self.denoiser.diffusion.settings.fold_timestep, device=clean.device)
         self.denoiser(clean, t)
-        return self.head(self.tap.take().movedim(1, -1)).movedim(-1, 1)
+        return self.head.dense(self.tap.take(), clean.shape[2:])
 
 
 def assemble(
@@ -67,5 +67,7 @@ def assemble(
     denoiser = Denoiser(network, conditioning, GaussianDiffusion(settings.diffusion), regressor, compiled)
     if settings.coordinates.mode != "auxiliary":
         return Assembly(denoiser, None, None)
-    head = CoordinateHead(network.encoder.output_channels[0]).to(device)
-    return Assembly(denoiser, head, FeatureTap(network.decoder.stages[-1]))
+    # the bottleneck, and every stage of the decoder from coarse to fine
+    channels = list(network.encoder.output_channels)[::-1]
+    tap = FeatureTap([network.encoder.stages[-1], *network.decoder.stages])
+    return Assembly(denoiser, CoordinateHead(channels).to(device), tap)

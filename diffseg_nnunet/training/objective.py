@@ -73,7 +73,7 @@ class DenoisingObjective:
     Args:
         denoiser: to train.
         coordinates: settings.
-        head, tap: the coordinate head and the tap on the decoder's last stage; both None where there is no head.
+        head, tap: the coordinate head and the tap on the features it reads; both None where there is no head.
     """
 
     def __init__(
@@ -110,8 +110,8 @@ class DenoisingObjective:
         features = self.tap.take()
 
         def read(voxels: Tensor) -> Tensor:
-            # a 2D patch has one slice on the first axis, which the feature map lacks
-            return self.head(gather_voxels(features, voxels[..., -(features.ndim - 2) :]))
+            # a 2D patch has one slice on the first axis, which its feature maps lack
+            return self.head(features, voxels[..., -(data.ndim - 2) :], data.shape[2:])
 
         coordinate, displacement = _coordinate_losses(self.coordinates, batch, draws.voxels, signal, read)
         losses["loss"] = losses["loss"] + self.coordinates.weight * coordinate

@@ -62,6 +62,8 @@ class PretrainingSettings(TrainingSettings):
         skip_limit: iterations in a row that may be skipped because their loss or gradient is not finite.
         augment: turn, scale and brighten patches.
         pool: what is pretrained on: "unlabeled" images alone, these and the "training" cases of the fold, or "all".
+        balance: between 0, every case of the pool is drawn alike, and 1, every data set alike; 0.5 as in MultiTalent
+            (arXiv 2303.14444).
         pictures: about so many pictures of the validation are drawn in the course of the training.
         diffusion, coordinates: the two tasks.
     """
@@ -75,6 +77,7 @@ class PretrainingSettings(TrainingSettings):
     skip_limit: int = 10
     augment: bool = True
     pool: Pool = "training"
+    balance: float = 0.5
     pictures: int = 10
     diffusion: DiffusionSettings = field(default_factory=DiffusionSettings)
     coordinates: CoordinateSettings = field(default_factory=CoordinateSettings)
@@ -82,6 +85,8 @@ class PretrainingSettings(TrainingSettings):
     def __post_init__(self) -> None:
         if self.pool not in POOLS:
             raise ValueError(f"pool {self.pool} is none of {', '.join(POOLS)}")
+        if not 0 <= self.balance <= 1:
+            raise ValueError(f"balance {self.balance} is not in 0..1")
         if self.accumulate < 1:
             raise ValueError(f"accumulate {self.accumulate} is less than 1")
 

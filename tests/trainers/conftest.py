@@ -100,6 +100,7 @@ def new_trainer(workspace: Workspace) -> Callable[..., Any]:
         trainer = trainer_class(plans, configuration, fold, project.dataset_json(), device=torch.device("cpu"))
         settings = {"workers": 0, "iterations": 2, **settings}
         if issubclass(trainer_class, DiffSegPretrainer):
+            settings = {"pictures": 0, **settings}  # they take longer than an epoch here
             trainer.apply(PretrainingSettings.from_plan(diffseg_section(plans), **settings))
         else:
             trainer.apply(TrainingSettings(**settings))

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from diffseg_nnunet.trainers import DiffSegPretrainer, DiffSegTrainer
-from diffseg_nnunet.trainers.loaders import PatchPairLoader, SeededLoader
+from diffseg_nnunet.trainers.loaders import PatchPairLoader, SeededLoader, _joined
 from diffseg_nnunet.trainers.serving import serve, shut_down
 
 LABELS = LabelManager({"background": 0, "organ": 1}, regions_class_order=None)
@@ -143,7 +144,7 @@ def cases(tmp_path: Path, matrices: dict[str, np.ndarray]) -> nnUNetDatasetBlosc
 
 
 def pair_loader(cases: Any, batch: int, patch: tuple[int, ...], matrices: Any = None) -> PatchPairLoader:
-    return PatchPairLoader(cases, batch, patch, patch, LABELS, matrices=matrices)
+    return PatchPairLoader(cases, batch, patch, LABELS, matrices=matrices)
 
 
 def test_workers_have_streams_of_their_own(cases: nnUNetDatasetBlosc2) -> None:
@@ -163,7 +164,7 @@ def test_large_batches_are_handed_over(cases: nnUNetDatasetBlosc2) -> None:
     assert same(served(loader, 2, 3), expected)
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 3, 6])
+@pytest.mark.parametrize("batch_size", [2, 6])
 def test_pairs_come_from_one_scan(cases: nnUNetDatasetBlosc2, batch_size: int) -> None:
     seen = set()
     for batch in served(pair_loader(cases, batch_size, (4, 4, 4)), 0, 12):
@@ -177,6 +178,61 @@ def test_pairs_come_from_one_scan(cases: nnUNetDatasetBlosc2, batch_size: int) -
     assert seen == set(SHAPES)
 
 
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_a_batch_of_odd_patches_has_no_pairs(cases: nnUNetDatasetBlosc2, batch_size: int) -> None:
+    with pytest.raises(ValueError, match=f"a batch of {batch_size} has no whole groups of 2"):
+        pair_loader(cases, batch_size, (4, 4, 4))
+
+
+@pytest.mark.parametrize("trainer_class", [DiffSegPretrainer, DiffSegTrainer])
+@pytest.mark.parametrize("processes", [2, 3])
+def test_processes_share_the_batches_of_one(
+    new_trainer: Callable[..., Any], trainer_class: type, processes: int
+) -> None:
+    """Augmented, with positions, and with foreground where the whole batch has it: each serves its part, in order."""
+    trainer = new_trainer(trainer_class, "2d" if trainer_class is DiffSegTrainer else "3d_fullres")
+    trainer.initialize()
+
+    def batches_of(rank: int, count: int) -> list[dict[str, Any]]:
+        trainer.batch_size = 12 // count
+        loader, _ = trainer.build_loaders()
+        loader.start_at(5, 0, 3, 1, rank, count)
+        return [next(loader) for _ in range(2)]
+
+    shares = [batches_of(rank, processes) for rank in range(processes)]
+    for index, whole in enumerate(batches_of(0, 1)):
+        parts = [share[index] for share in shares]
+        assert same(_joined([part["keys"] for part in parts]), whole["keys"])
+        for name in whole:
+            assert same(_joined([part[name] for part in parts]), whole[name]), name
+
+
+@pytest.mark.parametrize("percent", [0.33, 1.0])
+@pytest.mark.parametrize(("batch_size", "processes"), [(2, 2), (5, 1), (6, 2), (12, 4)])
+def test_foreground_is_that_of_the_global_batch(
+    tmp_path: Path, percent: float, batch_size: int, processes: int
+) -> None:
+    """Of a scan with one organ voxel, those samples show it that must by nnU-Net's rule for the whole batch."""
+    shape, organ = (12, 40, 40), (6, 38, 2)
+    data, target = np.zeros((1, *shape), np.float32), np.zeros((1, *shape), np.int16)
+    target[(0, *organ)] = 1
+    properties = {"class_locations": {1: np.array([[0, *organ]])}}
+    size = {"chunks": (1, *shape), "blocks": (1, *shape)}
+    nnUNetDatasetBlosc2.save_case(data, target, properties, str(tmp_path / "scan"), **size)
+    dataset, patch = nnUNetDatasetBlosc2(str(tmp_path), ["scan"]), (2, 3, 3)
+    stock = nnUNetDataLoader(dataset, batch_size, patch, patch, LABELS, oversample_foreground_percent=percent)
+    required = [stock.get_do_oversample(index) for index in range(batch_size)]
+    shown = []
+    for rank in range(processes):
+        loader = SeededLoader(
+            dataset, batch_size // processes, patch, patch, LABELS, oversample_foreground_percent=percent
+        )
+        batches = [next(loader.start_at(1, 0, index, 1, rank, processes)) for index in range(4)]
+        shown += torch.stack([(batch["target"] == 1).flatten(1).any(1) for batch in batches]).float().mean(0).tolist()
+    # the organ is met by chance in less than one patch in a thousand
+    assert [share == 1 for share in shown] == required
+
+
 def test_patches_of_a_pair_lie_at_different_places(cases: nnUNetDatasetBlosc2, matrices: dict[str, np.ndarray]) -> None:
     batches = served(pair_loader(cases, 2, (4, 4, 3), matrices), 0, 20)
     distinct = [not torch.equal(*batch["affine"]) for batch in batches if batch["keys"][0] == "large"]
@@ -184,21 +240,20 @@ def test_patches_of_a_pair_lie_at_different_places(cases: nnUNetDatasetBlosc2, m
 
 
 @pytest.mark.parametrize("patch", [(4, 6, 2), (8, 8, 8), (13, 4, 16), (4, 6), (16, 3)])
-def test_positions_and_bounds_of_patches(
+def test_positions_and_masks_of_patches(
     cases: nnUNetDatasetBlosc2, matrices: dict[str, np.ndarray], patch: tuple[int, ...]
 ) -> None:
     """What the voxels say against what the loader says, with scans larger and smaller than the patch."""
     padded = 0
     for batch in served(pair_loader(cases, 4, patch, matrices), 0, 12):
-        data = batch["data"].reshape(4, 4, *(1,) * (3 - len(patch)), *patch).numpy()
-        assert batch["inside"].dtype == torch.int64
+        assert batch["mask"].dtype == torch.bool
+        assert batch["mask"].shape == (4, 1, *patch)
         assert batch["affine"].dtype == torch.float64
-        for sample, bounds, affine in zip(data, batch["inside"].tolist(), batch["affine"].numpy(), strict=True):
-            inside = np.zeros(sample.shape[1:], bool)
-            inside[tuple(slice(low, high) for low, high in bounds)] = True
-            np.testing.assert_array_equal(sample[-1] == 1, inside)
-            padded += not inside.all()
-            voxels = np.argwhere(inside)
+        assert torch.equal(batch["mask"], batch["data"][:, -1:] == 1)
+        data = batch["data"].reshape(4, 4, *(1,) * (3 - len(patch)), *patch).numpy()
+        for sample, affine in zip(data, batch["affine"].numpy(), strict=True):
+            voxels = np.argwhere(sample[-1] == 1)
+            padded += len(voxels) < sample[-1].size
             assert len(voxels) > 0
             expected = voxels @ affine[:, :3].T + affine[:, 3]
             np.testing.assert_allclose(sample[:3, *voxels.T].T, expected, atol=1e-3)

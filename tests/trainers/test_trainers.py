@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,18 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from matplotlib.image import imread
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from scipy.ndimage import map_coordinates
+from scipy.ndimage import binary_erosion, map_coordinates
 from torch import nn
 
-from diffseg_nnunet.coordinates.head import CoordinateSettings
 from diffseg_nnunet.errors import BadInputError, StageFailedError
+from diffseg_nnunet.inference.pretrained import load_pretrained
 from diffseg_nnunet.phantom import LABELS
 from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.trainers import DiffSegPretrainer, DiffSegTrainer, DiffSegTrainerScratch
+from diffseg_nnunet.trainers.base import NOISE_STREAM
 
 NewTrainer = Callable[..., Any]
 Weights = dict[str, torch.Tensor]
@@ -28,10 +31,13 @@ Weights = dict[str, torch.Tensor]
 
 def weights_of(trainer: Any) -> Weights:
     """All that was learned, with the moving averages."""
-    modules = getattr(trainer, "modules", {"network": trainer.network})
+    phases = getattr(trainer, "phases", ())
+    modules = {name: module for phase in phases for name, module in phase.modules.items()} or {
+        "network": trainer.network
+    }
     weights = {f"{name}.{key}": t.clone() for name, module in modules.items() for key, t in module.state_dict().items()}
-    if hasattr(trainer, "ema"):
-        for name, average in trainer.ema.state_dict()["average"].items():
+    for phase in phases:
+        for name, average in phase.ema.state_dict()["average"].items():
             weights |= {f"ema.{name}.{key}": tensor.clone() for key, tensor in average.items()}
     return weights
 
@@ -40,6 +46,15 @@ def trained(trainer: Any) -> Weights:
     trainer.initialize()
     trainer.run_training()
     return weights_of(trainer)
+
+
+def resumed_from(stopped: Any, trainer: Any) -> Any:
+    """`trainer`, initialised, where `stopped` was cut off."""
+    assert stopped.latest_checkpoint.is_file()
+    assert not stopped.final_checkpoint.exists()
+    trainer.initialize()
+    trainer.load_checkpoint(str(stopped.latest_checkpoint))
+    return trainer
 
 
 def assert_same(one: Weights, other: Weights) -> None:
@@ -98,12 +113,7 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(new_trainer: NewTrainer, tra
     interrupt_after(stopped, iteration=5)
     with pytest.raises(InterruptedRunError):
         trained(stopped)
-    assert stopped.latest_checkpoint.is_file()
-    assert not stopped.final_checkpoint.exists()
-
-    resumed = new_trainer(trainer_class, **settings)
-    resumed.initialize()
-    resumed.load_checkpoint(str(stopped.latest_checkpoint))
+    resumed = resumed_from(stopped, new_trainer(trainer_class, **settings))
     assert resumed.current_epoch == 2
     resumed.run_training()
     assert_same(weights_of(resumed), uninterrupted)
@@ -111,6 +121,58 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(new_trainer: NewTrainer, tra
     assert not resumed.latest_checkpoint.exists()
     if trainer_class is DiffSegPretrainer:
         assert [row["epoch"] for row in resumed.history.rows] == list(range(11))
+
+
+def test_guidance_resumes_in_and_between_its_phases(new_trainer: NewTrainer) -> None:
+    """11 epochs of two iterations of two batches, the first three of them the regressor's; stopped in the second
+    epoch, in the first of the denoiser, and later."""
+    settings = {"iterations": 22, "seed": 1, "coordinates": {"mode": "guidance"}, "accumulate": 2}
+    first = new_trainer(DiffSegPretrainer, **settings)
+    uninterrupted = trained(first)
+    assert [phase.epochs for phase in first.phases] == [range(3), range(3, 11)]
+    history = [{k: v for k, v in row.items() if k != "seconds"} for row in first.history.rows]
+    first.final_checkpoint.unlink()
+
+    trainer = new_trainer(DiffSegPretrainer, **settings)
+    trainer.initialize()
+    for iteration, epoch in ((3, 1), (7, 3), (12, 5)):
+        interrupt_after(trainer, iteration)
+        with pytest.raises(InterruptedRunError):
+            trainer.run_training()
+        trainer = resumed_from(trainer, new_trainer(DiffSegPretrainer, **settings))
+        assert trainer.current_epoch == epoch
+    trainer.run_training()
+    assert_same(weights_of(trainer), uninterrupted)
+    again = [{k: v for k, v in row.items() if k != "seconds"} for row in trainer.history.rows]
+    assert str(again) == str(history)  # as text, since NaN is not NaN
+
+
+def test_accumulated_batches_are_one_large_batch(new_trainer: NewTrainer) -> None:
+    """The gradient of an iteration is the mean over its batches, which are the next ones of the stream."""
+    single, double = (
+        new_trainer(DiffSegPretrainer, accumulate=count, gradient_clip=1e9, precision="float32") for count in (1, 2)
+    )
+    for trainer in (single, double):
+        trainer.initialize()
+        trainer.on_train_start()
+        trainer.on_train_epoch_start()
+    phase = single.phases[0]
+    losses = [single._losses(next(single.dataloader_train), NOISE_STREAM, index)["loss"] for index in range(2)]
+    (sum(losses) / 2).backward()
+    expected = [p.grad for p in phase.parameters if p.grad is not None]
+    row = double.train_step(next(double.dataloader_train))
+    assert row["loss"] == pytest.approx(sum(losses).item() / 2, rel=1e-5)
+    found = [p.grad for p in double.phases[0].parameters if p.grad is not None]
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+    # the third and the fourth batch follow, with noise of their own
+    for name, module in phase.modules.items():
+        module.load_state_dict(double.phases[0].modules[name].state_dict())
+    single.dataloader_train = single.get_dataloaders()[0]
+    batches = [next(single.dataloader_train) for _ in range(4)]
+    with torch.no_grad():
+        losses = [single._losses(batches[index], NOISE_STREAM, index)["loss"].item() for index in (2, 3)]
+    assert double.train_step(next(double.dataloader_train))["loss"] == pytest.approx(np.mean(losses), rel=1e-5)
 
 
 @pytest.mark.parametrize("trainer_class", [DiffSegPretrainer, DiffSegTrainer])
@@ -199,7 +261,7 @@ def test_pretrained_weights_are_a_stock_networks(pretrained: DiffSegPretrainer) 
 def test_pretrained_weights_are_the_averaged_denoiser_at_the_fold_timestep(pretrained: DiffSegPretrainer) -> None:
     patch = torch.randn((2, 1, *pretrained.patch_size), generator=torch.Generator().manual_seed(0))
     t = torch.full((2,), pretrained.settings.diffusion.fold_timestep)
-    with pretrained.ema.applied(), pretrained.conditioning.at(t):
+    with pretrained.phases[-1].ema.applied(), pretrained.denoiser.conditioning.at(t):
         expected = pretrained.network(patch)
     stock = stock_network(pretrained, 1)
     stock.load_state_dict(torch.load(pretrained.final_checkpoint, weights_only=True)["network_weights"], strict=True)
@@ -207,31 +269,44 @@ def test_pretrained_weights_are_the_averaged_denoiser_at_the_fold_timestep(pretr
     assert not torch.equal(pretrained.network(patch), expected)
 
 
-@pytest.mark.parametrize("fold", [0, 2, "all"])
-def test_pool_is_the_folds_training_cases_and_the_unlabelled(
-    new_trainer: NewTrainer, project: Project, fold: int | str
-) -> None:
-    trainer = new_trainer(DiffSegPretrainer, fold=fold, iterations=1)
-    trained(trainer)
-    pool = torch.load(trainer.final_checkpoint, weights_only=True)["pool"]
+def cases_of(project: Project) -> tuple[list[str], list[str]]:
+    """Labelled and unlabelled, as they lie in the raw data sets."""
+    folder = project.workspace.raw / "Dataset902_Unlabelled" / "imagesUn"
     labelled = sorted(case.identifier for case in project.raw().labelled_cases())
-    unlabelled = sorted(
-        p.name.removesuffix("_0000.nii.gz")
-        for p in (project.workspace.raw / "Dataset902_Unlabelled" / "imagesUn").iterdir()
-    )
+    return labelled, sorted(path.name.removesuffix("_0000.nii.gz") for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("fold", [0, 1, 2, 3, 4, "all"])
+def test_pools(new_trainer: NewTrainer, project: Project, fold: int | str) -> None:
+    """A fold's validation cases are in no pool but that of all cases, and what is watched is them alone."""
+    trainer = new_trainer(DiffSegPretrainer, "2d", fold=fold)
+    trainer.initialize()
+    labelled, unlabelled = cases_of(project)
+    assert (len(labelled), len(unlabelled)) == (6, 4)
     training, validation = trainer.do_split()
-    assert len(labelled) == 6
-    assert len(unlabelled) == 4
-    assert pool == {"Dataset901_Phantom": sorted(training), "Dataset902_Unlabelled": unlabelled}
-    if fold == "all":
-        assert pool["Dataset901_Phantom"] == labelled
-    else:
-        assert sorted([*pool["Dataset901_Phantom"], *validation]) == labelled
-        assert not set(pool["Dataset901_Phantom"]) & set(validation)
-    # it is what the patches come from, not only what is written down
-    loader, watched = trainer.build_loaders()
-    assert set(loader.indices) == {f"{source}/{case}" for source, cases in pool.items() for case in cases}
-    assert set(watched.indices) == {f"Dataset901_Phantom/{case}" for case in validation}
+    if fold != "all":
+        assert sorted([*training, *validation]) == labelled
+        assert not set(training) & set(validation)
+    others = {"Dataset902_Unlabelled": unlabelled}
+    for pool, expected in (
+        ("unlabeled", others),
+        ("training", {"Dataset901_Phantom": sorted(training), **others}),
+        ("all", {"Dataset901_Phantom": labelled, **others}),
+    ):
+        trainer.settings = replace(trainer.settings, pool=pool)
+        loader, watched = trainer.build_loaders()
+        assert trainer.pool_record == expected
+        # it is what the patches come from, not only what is written down
+        assert set(loader.indices) == {f"{source}/{case}" for source, cases in expected.items() for case in cases}
+        assert set(watched.indices) == {f"Dataset901_Phantom/{case}" for case in validation}
+        if pool != "all" and fold != "all":
+            assert not set(loader.indices) & set(watched.indices)
+
+
+def test_pool_is_in_the_checkpoint(pretrained: DiffSegPretrainer, project: Project) -> None:
+    pool = torch.load(pretrained.final_checkpoint, weights_only=True)["pool"]
+    training, _ = pretrained.do_split()
+    assert pool == {"Dataset901_Phantom": sorted(training), "Dataset902_Unlabelled": cases_of(project)[1]}
 
 
 def test_settings_and_plan_are_in_the_checkpoint(pretrained: DiffSegPretrainer, project: Project) -> None:
@@ -251,7 +326,7 @@ def test_an_unlabelled_data_set_can_be_pretrained_on(new_trainer: NewTrainer) ->
 
 @pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
 def test_pretraining_without_coordinates(new_trainer: NewTrainer, configuration: str) -> None:
-    trainer = new_trainer(DiffSegPretrainer, configuration, iterations=1, coordinates=CoordinateSettings(mode="none"))
+    trainer = new_trainer(DiffSegPretrainer, configuration, iterations=1, coordinates={"mode": "none"})
     trained(trainer)
     assert "coordinate_head_state" not in torch.load(trainer.final_checkpoint, weights_only=True)["phases"]["denoiser"]
     assert "affine" not in next(trainer.dataloader_train)
@@ -264,9 +339,10 @@ def test_2d_pretraining_with_coordinates(new_trainer: NewTrainer) -> None:
     assert np.isfinite([row["validation_coordinates"] for row in trainer.history.rows]).all()
 
 
-def test_patches_lie_where_the_scan_says(new_trainer: NewTrainer, project: Project) -> None:
+@pytest.mark.parametrize("augment", [False, True])
+def test_patches_lie_where_the_scan_says(new_trainer: NewTrainer, project: Project, augment: bool) -> None:
     """The brightness of the raw scan at each voxel's position is the brightness of the patch."""
-    trainer = new_trainer(DiffSegPretrainer)
+    trainer = new_trainer(DiffSegPretrainer, augment=augment)
     trainer.initialize()
     loader, _ = trainer.build_loaders()
     loader.start_at(0, 0, 0, 1)
@@ -276,9 +352,7 @@ def test_patches_lie_where_the_scan_says(new_trainer: NewTrainer, project: Proje
             source, case = key.split("/")
             folder = "imagesTr" if source == project.name else "imagesUn"
             raw = sitk.ReadImage(str(project.workspace.raw / source / folder / f"{case}_0000.nii.gz"))
-            bounds = batch["inside"][index].tolist()
-            inner = np.meshgrid(*(np.arange(low + 1, high - 1) for low, high in bounds), indexing="ij")
-            voxels = np.stack(inner, axis=-1).reshape(-1, 3)[::5]
+            voxels = np.argwhere(binary_erosion(batch["mask"][index, 0].numpy(), np.ones((3, 3, 3))))[::5]
             affine = batch["affine"][index].numpy()
             positions = voxels @ affine[:, :3].T + affine[:, 3]
             patch = batch["data"][index, 0].numpy()[tuple(voxels.T)]
@@ -289,30 +363,175 @@ def test_patches_lie_where_the_scan_says(new_trainer: NewTrainer, project: Proje
                 return np.corrcoef(there, patch)[0, 1]
 
             here = alike((0, 0, 0))
-            assert here > 0.95
+            assert here > (0.85 if augment else 0.95)
             for axis in range(3):
                 for side in (-4, 4):
                     assert alike(tuple(side * (axis == other) for other in range(3))) < here
 
 
+# -- guidance ---------------------------------------------------------------------------------------------------------
+
+
+def test_guidance_trains_the_regressor_then_the_denoiser(new_trainer: NewTrainer) -> None:
+    trainer = new_trainer(DiffSegPretrainer, iterations=4, coordinates={"mode": "guidance", "regressor_share": 0.5})
+    trainer.initialize()
+    start = weights_of(trainer)
+    snapshots = []
+    trainer.progress = lambda _done, _total, news: None if news else snapshots.append(weights_of(trainer))
+    trainer.run_training()
+
+    def changed(one: Weights, other: Weights, module: str) -> bool:
+        return any(not torch.equal(one[key], other[key]) for key in one if key.startswith(module))
+
+    for index, (before, after) in enumerate(zip([start, *snapshots], snapshots, strict=False)):
+        # epoch 2 is the first of the denoiser; from there on the regressor is what its average was
+        assert changed(before, after, "regressor.") == (index < 3), index
+        assert changed(before, after, "ema.regressor.") == (index < 2), index
+        assert changed(before, after, "network.") == changed(before, after, "ema.network.") == (index >= 2), index
+        assert changed(before, after, "conditioning.") == (index >= 2), index
+    end = snapshots[-1]
+    averages = [key for key in end if key.startswith("ema.regressor.")]
+    assert all(torch.equal(end[key.removeprefix("ema.")], end[key]) for key in averages)
+
+    rows = trainer.history.rows
+    assert ["validation_denoising" in row for row in rows] == [False, False, True, True]
+    assert ["validation_coordinates" in row for row in rows] == [True, True, False, False]
+
+
+def test_guidance_leaves_a_stock_network(new_trainer: NewTrainer) -> None:
+    trainer = new_trainer(DiffSegPretrainer, iterations=3, coordinates={"mode": "guidance"})
+    trained(trainer)
+    content = torch.load(trainer.final_checkpoint, weights_only=True)
+    assert content["phases"].keys() == {"regressor", "denoiser"}
+    stock = stock_network(trainer, 1)
+    stock.load_state_dict(content["network_weights"], strict=True)
+    patch = torch.randn((2, 1, *trainer.patch_size), generator=torch.Generator().manual_seed(0))
+    t = torch.full((2,), trainer.settings.diffusion.fold_timestep)
+    with torch.no_grad(), trainer.phases[-1].ema.applied():
+        expected = trainer.denoiser(patch, t)  # no map
+        guided = trainer.denoiser(patch, t, trainer.denoiser.coordinate_map(patch))
+    spread = expected.max() - expected.min()
+    with torch.no_grad():
+        assert (stock(patch) - expected).abs().max() <= 1e-4 * spread
+    assert (guided - expected).abs().max() > 1e-3 * spread
+    load_pretrained_weights(stock_network(trainer, len(LABELS)), str(trainer.final_checkpoint))
+
+
+# -- used again -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["none", "auxiliary", "guidance"])
+def test_loaded_model_is_the_average(new_trainer: NewTrainer, mode: str) -> None:
+    trainer = new_trainer(DiffSegPretrainer, "2d", iterations=3, coordinates={"mode": mode})
+    trained(trainer)
+    assert_loaded_as_averaged(trainer)
+
+
+@torch.no_grad()
+def assert_loaded_as_averaged(trainer: DiffSegPretrainer) -> None:
+    model = load_pretrained(trainer.final_checkpoint, torch.device("cpu"))
+    assert model.settings == trainer.settings
+    assert (model.channels, list(model.patch_size)) == (1, list(trainer.patch_size))
+    assert model.pool == trainer.pool_record
+    patch = torch.randn((2, 1, *model.patch_size), generator=torch.Generator().manual_seed(0))
+    t = torch.tensor([50, 700])
+    with trainer.phases[-1].ema.applied():
+        expected_map = trainer.assembly.coordinate_map(patch)
+        guide = trainer.denoiser.coordinate_map(patch)
+        expected = trainer.denoiser.denoised(patch, t, guide)
+    unaveraged = trainer.denoiser.denoised(patch, t, guide)
+    found = model.assembly.denoiser.denoised(patch, t, model.assembly.denoiser.coordinate_map(patch))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert (unaveraged - expected).abs().max() > 10 * (found - expected).abs().max()
+    if trainer.settings.coordinates.mode == "none":
+        assert model.assembly.coordinate_map(patch) is expected_map is None
+    else:
+        torch.testing.assert_close(model.assembly.coordinate_map(patch), expected_map, rtol=1e-4, atol=1e-5)
+        assert expected_map.shape == (2, 3, *model.patch_size)
+    assert not any(module.training for module in model.assembly.modules.values())
+
+
+def test_other_checkpoints_are_no_pretrained_model(new_trainer: NewTrainer, tmp_path: Path) -> None:
+    torch.save({"network_weights": {}, "settings": {}}, tmp_path / "other.pth")
+    with pytest.raises(
+        BadInputError, match=r"other\.pth is no checkpoint .* no phases, plans, configuration, dataset_json"
+    ):
+        load_pretrained(tmp_path / "other.pth", torch.device("cpu"))
+
+
+def test_a_checkpoint_of_another_plan_is_not_resumed(new_trainer: NewTrainer, pretrained: DiffSegPretrainer) -> None:
+    trainer = new_trainer(DiffSegPretrainer, "2d")
+    trainer.initialize()
+    before = weights_of(trainer)
+    with pytest.raises(BadInputError) as refused:
+        trainer.load_checkpoint(str(pretrained.final_checkpoint))
+    message = str(refused.value)
+    assert f"{pretrained.final_checkpoint} does not fit the plan" in message
+    assert (
+        "encoder.stages.0.0.convs.0.conv.weight: (8, 1, 3, 3, 3) in the checkpoint, (8, 1, 3, 3) in the plan" in message
+    )
+    assert_same(weights_of(trainer), before)
+
+
+@pytest.mark.parametrize(("configuration", "mode"), [("2d", "none"), ("2d", "guidance"), ("3d_fullres", "auxiliary")])
+def test_pictures_are_drawn_now_and_then(new_trainer: NewTrainer, configuration: str, mode: str) -> None:
+    trainer = new_trainer(DiffSegPretrainer, configuration, iterations=4, pictures=2, coordinates={"mode": mode})
+    weights, undrawn = (
+        trained(trainer),
+        new_trainer(DiffSegPretrainer, configuration, iterations=4, coordinates={"mode": mode}),
+    )
+    pictures = sorted((trainer.results_folder / "pictures").iterdir())
+    assert [path.name for path in pictures] == ["epoch_0001.png", "epoch_0003.png"]
+    columns = 3 if mode == "none" else 4
+    for path in pictures:
+        picture = imread(path)
+        assert picture.ndim == 3
+        assert picture.shape[1] > picture.shape[0] * columns / 3
+        assert picture[..., :3].std() > 0.05
+    # nothing is learned from drawing
+    assert_same(trained(undrawn), weights)
+
+
 # -- failures ---------------------------------------------------------------------------------------------------------
 
 
-def test_not_a_number_names_the_cases_and_keeps_the_weights(new_trainer: NewTrainer) -> None:
-    trainer = new_trainer(DiffSegPretrainer, iterations=2)
+def test_an_iteration_that_is_not_finite_is_skipped(new_trainer: NewTrainer) -> None:
+    """Weights, averages and the optimizer's moments stay; after `skip_limit` such iterations in a row it is over."""
+    trainer = new_trainer(DiffSegPretrainer, iterations=20, skip_limit=3)
     trainer.initialize()
     trainer.on_train_start()
     trainer.on_train_epoch_start()
-    before = weights_of(trainer)
-    batch = next(trainer.dataloader_train)
-    batch["data"][0, 0, 3, 3, 3] = torch.nan
+    news = []
+    trainer.progress = lambda _done, _total, text: news.append(text) if text else None
+
+    def state() -> Weights:
+        moments = trainer.optimizer.state_dict()["state"]
+        return weights_of(trainer) | {f"{i}.{k}": torch.as_tensor(v) for i, m in moments.items() for k, v in m.items()}
+
+    good = next(trainer.dataloader_train)
+    bad = {**good, "data": good["data"].clone()}
+    bad["data"][0, 0, 3, 3, 3] = torch.nan
+    trainer.train_step(good)
+    before = {key: tensor.clone() for key, tensor in state().items()}
+    for _ in range(2):
+        trainer.train_step(bad)
+    assert_same(state(), before)
+    for line in (news[-1], Path(trainer.log_file).read_text()):
+        assert all(case in line for case in bad["keys"])
+        assert "iteration 2" in line
+    # a good one between starts the count anew
+    losses = trainer.train_step(good)
+    assert np.isfinite(losses["loss"])
+    before = {key: tensor.clone() for key, tensor in state().items()}
+    for _ in range(2):
+        trainer.train_step(bad)
     with pytest.raises(StageFailedError) as failed:
-        trainer.train_step(batch)
+        trainer.train_step(bad)
     message = str(failed.value)
-    assert "not finite at iteration 0" in message
-    assert all(case in message for case in batch["keys"])
+    assert "not finite at iteration 6, for the 3th time in a row" in message
+    assert all(case in message for case in bad["keys"])
     assert "diffseg verify" in message
-    assert_same(weights_of(trainer), before)
+    assert_same(state(), before)
 
 
 def test_finetuning_starts_from_the_pretrained_weights(new_trainer: NewTrainer, pretrained: DiffSegPretrainer) -> None:

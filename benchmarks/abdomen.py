@@ -154,11 +154,11 @@ def describe(workspace: Path) -> str:
     record = json.loads((workspace / _RECORD).read_text())
     stages = json.loads((workspace / "nnUNet_preprocessed" / NAME / "DiffSegPlans.json").read_text())["diffseg"]
     stage = stages["configurations"][CONFIGURATION]["pretraining"]
-    plan = " ".join(f"`{option} {' '.join(values)}`" for option, values in record["plan"].items())
+    plan = " ".join(f"{option} {' '.join(values)}" for option, values in record["plan"].items())
     patch = "×".join(str(size) for size in stage["patch_size"])
     openkbp = ", ".join(case.removeprefix("okbp_") for case in record["held_out"]["OpenKBP"])
     return (
-        f"Plan {plan}: pretraining patches of {patch}, {stage['batch_size']} a batch, from 14 BTCV and 180 OpenKBP "
+        f"Plan `{plan}`: pretraining patches of {patch}, {stage['batch_size']} a batch, from 14 BTCV and 180 OpenKBP "
         f"scans. Held out from everything: BTCV {HELD_OUT[0]}-{HELD_OUT[-1]} and OpenKBP {openkbp} (drawn by seed "
         f"{SEED})."
     )

@@ -30,7 +30,7 @@ from diffseg_nnunet.report.denoising import Panel, denoising_png
 
 LEVELS = (0.9, 0.5, 0.2)  # ᾱ: share of the signal's variance that is left
 TUNING_SCANS, TUNING_SIDE = 2, 48  # of each data set; side of the crop of each that is tuned on, voxels
-NLM_WINDOWS = ((3, 3), (3, 4), (5, 3))  # side of the patches compared, how far to look
+NLM_WINDOWS = ((3, 3), (3, 4), (5, 3), (5, 4), (5, 5), (7, 4))  # side of the patches compared, how far to look
 FIRST_STEP, LAST_STEP = 2.0, 1.15  # factors of the search for the best strength
 LEAST, MOST = 1e-3, 1e3  # of a strength
 INPUT, TV, NLM = "input / √ᾱ", "total variation", "non-local means"
@@ -303,7 +303,7 @@ def _picture(options: argparse.Namespace, models: dict[str, PretrainedModel], tu
 
 
 def _middle(volume: NDArray) -> NDArray:
-    """The middle slice of the first axis, head or front upwards where the axes are nnU-Net's (z, y, x)."""
+    """The middle slice of the first axis."""
     return volume[len(volume) // 2]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+
 import ablation
 import numpy as np
 
@@ -13,3 +15,17 @@ def test_paired_differences():
     np.testing.assert_allclose(over_seeds, [0.05, 0.15])
     np.testing.assert_allclose(over_cases, [0.2, 0.0])
     np.testing.assert_allclose(ablation.seed_means(first), [0.6, 0.7])
+
+
+def test_report_has_a_row_for_each_start_and_no_difference_to_itself(monkeypatch):
+    monkeypatch.setattr(ablation, "describe", lambda workspace: "A plan.")
+    options = argparse.Namespace(workspace=None, seeds=[0, 1], iterations=5, pretrain_iterations=7, pretrain_seed=0)
+    names = ("none", "auxiliary", ablation.SCRATCH)
+    scores = {name: {seed: {"a": 0.1 * i, "b": 0.2 * i} for seed in (0, 1)} for i, name in enumerate(names)}
+    report = ablation._report(options, scores, {name: [1.0, 3.0] for name in names}, {"none": 10.0, "auxiliary": 12.0})
+    rows = {line.split(" | ")[0].strip("| "): line for line in report.splitlines() if line.startswith("| ")}
+    cells = [cell.strip() for cell in rows["auxiliary"].strip("|").split("|")]
+    assert cells[1:4] == ["12", "2", "**0.150 ± 0.000**"]
+    assert cells[4].startswith("0.150 ± 0.000; 0.150 [")
+    assert rows["none"].count("[") == 1
+    assert "[" not in rows[ablation.SCRATCH]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from diffseg_nnunet.coordinates.head import CoordinateHead, CoordinateSettings, FeatureTap, gather_voxels
+from diffseg_nnunet.coordinates.head import CoordinateHead, CoordinateSettings, FeatureTap, gather_voxels, values_at
 
 
 @pytest.mark.parametrize("spatial", [(5, 7), (4, 5, 6)])
@@ -26,29 +26,59 @@ def test_gathered_features_are_those_at_the_voxels(spatial: tuple[int, ...]) -> 
             assert torch.equal(gathered[sample, point], features[index])
 
 
-@pytest.mark.parametrize("shape", [(10,), (2, 10), (2, 5, 10)])
-def test_head_gives_three_numbers_a_point(shape: tuple[int, ...]) -> None:
-    head = CoordinateHead(feature_channels=10, hidden=16)
-    assert head(torch.randn(shape)).shape == (*shape[:-1], 3)
+def pyramid(dimensions: int) -> tuple[list[torch.Tensor], tuple[int, ...]]:
+    """Features of three resolutions, coarse to fine, of a patch."""
+    shape = (8, 12) if dimensions == 2 else (4, 8, 12)
+    generator = torch.Generator().manual_seed(0)
+    scales = ((6, 4), (5, 2), (3, 1))
+    return [torch.randn((2, c, *(n // f for n in shape)), generator=generator) for c, f in scales], shape
+
+
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_values_between_voxels_are_interpolated(dimensions: int) -> None:
+    """As torch interpolates whole maps with aligned outer faces."""
+    features, shape = pyramid(dimensions)
+    voxels = torch.stack(torch.meshgrid(*(torch.arange(n) for n in shape), indexing="ij"), -1)
+    voxels = voxels.reshape(1, -1, dimensions).expand(2, -1, -1)
+    mode = "bilinear" if dimensions == 2 else "trilinear"
+    for scale in features:
+        expected = nn.functional.interpolate(scale, shape, mode=mode)
+        found = values_at(scale, voxels, shape).transpose(1, 2).reshape(expected.shape)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_dense_coordinates_are_those_of_the_voxels(dimensions: int) -> None:
+    features, shape = pyramid(dimensions)
+    head = CoordinateHead([6, 5, 3], hidden=16)
+    generator = torch.Generator().manual_seed(1)
+    voxels = torch.stack([torch.randint(0, n, (2, 9), generator=generator) for n in shape], dim=-1)
+    dense, at_voxels = head.dense(features, shape), head(features, voxels, shape)
+    assert dense.shape == (2, 3, *shape)
+    assert at_voxels.shape == (2, 9, 3)
+    torch.testing.assert_close(gather_voxels(dense, voxels), at_voxels, atol=1e-5, rtol=1e-5)
 
 
 def test_head_computes_in_float32_whatever_it_is_given() -> None:
     torch.manual_seed(0)
-    head, features = CoordinateHead(8), torch.randn(5, 8).bfloat16()
+    features, shape = pyramid(3)
+    rounded = [scale.bfloat16() for scale in features]
+    head, voxels = CoordinateHead([6, 5, 3]), torch.zeros((2, 1, 3), dtype=torch.int64)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = head(features)
-    assert found.dtype == torch.float32
-    assert torch.equal(found, head(features.float()))
+        found, dense = head(rounded, voxels, shape), head.dense(rounded, shape)
+    assert found.dtype == dense.dtype == torch.float32
+    assert torch.equal(found, head([scale.float() for scale in rounded], voxels, shape))
 
 
 def test_tap_hands_over_the_last_features_once() -> None:
-    layer = nn.Linear(2, 3)
-    tap = FeatureTap(layer)
+    layers = [nn.Linear(2, 3), nn.Linear(3, 1)]
+    tap = FeatureTap(layers)
     with pytest.raises(RuntimeError, match="no forward pass"):
         tap.take()
-    layer(torch.zeros(1, 2))
-    second = layer(torch.ones(1, 2))
-    assert tap.take() is second
+    nn.Sequential(*layers)(torch.zeros(1, 2))
+    first = layers[0](torch.ones(1, 2))
+    second = layers[1](first)
+    assert tap.take() == [first, second]
     with pytest.raises(RuntimeError, match="no forward pass"):
         tap.take()
 

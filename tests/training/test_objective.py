@@ -74,7 +74,9 @@ def parts(dimensions: int = 3, diffusion: DiffusionSettings | None = None, **coo
     denoiser = Denoiser(network, conditioning, GaussianDiffusion(diffusion or DiffusionSettings()), regressor)
     if chosen.mode != "auxiliary":
         return Parts(DenoisingObjective(denoiser, chosen), chosen)
-    objective = DenoisingObjective(denoiser, chosen, CoordinateHead(8), FeatureTap(network.decoder.stages[-1]))
+    objective = DenoisingObjective(
+        denoiser, chosen, CoordinateHead([12, 8]), FeatureTap([network.encoder.stages[-1], *network.decoder.stages])
+    )
     return Parts(objective, chosen)
 
 
@@ -166,8 +168,9 @@ def answers_of(built: Parts, patches: Tensor, draws: Draws) -> Tensor:
     """Where the head sees the drawn voxels, asked for one by one: (scans, points, 3)."""
     built.denoiser(patches, draws.t)
     features = built.objective.tap.take()
-    told = [built.objective.head(features[(b, ..., *v)]) for b in range(len(patches)) for v in draws.voxels[b].tolist()]
-    return torch.stack(told).reshape(len(patches) // 2, -1, 3)
+    told = built.objective.head.dense(features, patches.shape[2:])
+    found = [told[(b, ..., *v)] for b in range(len(patches)) for v in draws.voxels[b].tolist()]
+    return torch.stack(found).reshape(len(patches) // 2, -1, 3)
 
 
 def test_errors_are_reported_by_time_step() -> None:

@@ -28,10 +28,11 @@ class CoordinateSettings:
             the denoiser reads beside the noised image (arXiv 2501.19265); or "none".
         objective: "relative" (methods.md, option B) or "distance" (APE's, option A).
         weight: of the coordinate loss beside the denoising loss. With 0.1 (methods.md) the head hardly learns in short
-            trainings; with 1 it does, and denoising does not suffer (benchmarks/RESULTS.md).
+            trainings; with 1 it does.
         points_per_patch: voxels drawn from each patch for the pairwise loss.
         clean_share: share of the scans that the head reads clean, at the time step that is folded in. They count for
-            the coordinates alone; all others count by the signal that is left in them.
+            the coordinates alone; all others count by the signal that is left in them. A quarter does better across
+            patches than none, and half no better (benchmarks/RESULTS.md).
         condition_dropout: share of the patches whose map is replaced by zeros in "guidance" (methods.md 1.2), so that
             the denoiser works without it.
         regressor_share: share of the epochs that train the regressor in "guidance".

@@ -95,7 +95,10 @@ class PatchAugmentation:
 
 
 def _crop_size(patch_size: tuple[int, ...], in_plane: bool) -> Sequence[int]:
-    """What is cropped so that no corner of a turned or scaled patch is missing."""
+    """What is cropped so that next to nothing of a turned or scaled patch is missing, by nnU-Net's rule.
+
+    It turns about one axis at a time: what several turns at once bring in from beyond is masked, as padding is.
+    """
     turns = [ROTATION_RAD, *([0.0, 0.0] if in_plane and len(patch_size) == 3 else [ROTATION_RAD] * 2)]
     # get_patch_size divides by the smallest scale; scale factors of the grid enlarge by the largest
     size = [int(n) for n in get_patch_size(patch_size, *turns, (1 / SCALING[1],))]

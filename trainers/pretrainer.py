@@ -253,7 +253,7 @@ class DiffSegPretrainer(DiffSegTrainerBase):
             phase.ema.update()
             self._skipped_in_a_row = 0
         else:
-            self._skip(sorted(cases))
+            self._skip(sorted(set().union(*processes.gathered(cases))))
         self._report_iteration()
         return mean_of_rows(rows)
 
@@ -273,7 +273,7 @@ class DiffSegPretrainer(DiffSegTrainerBase):
         self.report_epoch(f"iteration {self._iteration} skipped, not finite; cases {', '.join(cases)}")
         if self._skipped_in_a_row >= self.settings.skip_limit:
             raise StageFailedError(
-                f"{message}, for the {self._skipped_in_a_row}th time in a row (last cases: {', '.join(cases)}); "
+                f"{message}, {self._skipped_in_a_row} times in a row by now (last cases: {', '.join(cases)}); "
                 "the last checkpoint is intact.",
                 "Look at these scans with `diffseg verify`, or lower the rate with `--initial-lr`.",
             )
@@ -402,6 +402,7 @@ class DiffSegPretrainer(DiffSegTrainerBase):
         if not self.was_initialized:
             self.initialize()
         content = checkpoints.load_safely(filename_or_checkpoint)
+        self._require_same_mode(content, str(filename_or_checkpoint))
         checkpoints.require_same_network(self.folded(), content["network_weights"], str(filename_or_checkpoint))
         for phase in self.phases:
             phase.load_state_dict(content["phases"][phase.name])
@@ -409,6 +410,15 @@ class DiffSegPretrainer(DiffSegTrainerBase):
         self._resumed_precision = content["precision"] if self.device.type == "cpu" else None
         self.pool_record = content["pool"]
         self.history = History(content["history"])
+
+    def _require_same_mode(self, content: dict[str, Any], source: str) -> None:
+        theirs = content.get("settings", {}).get("coordinates", {}).get("mode", "unknown")
+        ours = self.settings.coordinates.mode
+        if theirs != ours:
+            raise BadInputError(
+                f"{source} was pretrained with coordinates in mode '{theirs}', this pretraining is in mode '{ours}'.",
+                f"Go on with `--coordinates {theirs}`, or begin afresh with `--no-resume`.",
+            )
 
 
 def _means(outputs: list[dict[str, float]]) -> dict[str, float]:

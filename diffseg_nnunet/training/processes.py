@@ -115,7 +115,7 @@ def share_of_batch(batch_size: int, group: int, processes: int) -> int:
     groups = batch_size // group
     if groups % processes:
         fitting = [n for n in range(1, groups + 1) if groups % n == 0]
-        together = f"{groups} pairs" if group > 1 else f"{groups} patches"
+        together = ("a pair" if groups == 1 else f"{groups} pairs") if group > 1 else f"{groups} patches"
         raise ValueError(
             f"A batch of {together} cannot be shared equally by {processes} processes; "
             f"these numbers of processes can: {', '.join(map(str, fitting))}."

@@ -474,6 +474,16 @@ def test_a_checkpoint_of_another_plan_is_not_resumed(new_trainer: NewTrainer, pr
     assert_same(weights_of(trainer), before)
 
 
+@pytest.mark.parametrize("mode", ["none", "guidance"])
+def test_a_checkpoint_of_another_mode_is_not_resumed(
+    new_trainer: NewTrainer, pretrained: DiffSegPretrainer, mode: str
+) -> None:
+    trainer = new_trainer(DiffSegPretrainer, coordinates={"mode": mode})
+    trainer.initialize()
+    with pytest.raises(BadInputError, match=f"in mode 'auxiliary', this pretraining is in mode '{mode}'"):
+        trainer.load_checkpoint(str(pretrained.final_checkpoint))
+
+
 @pytest.mark.parametrize(("configuration", "mode"), [("2d", "none"), ("2d", "guidance"), ("3d_fullres", "auxiliary")])
 def test_pictures_are_drawn_now_and_then(new_trainer: NewTrainer, configuration: str, mode: str) -> None:
     trainer = new_trainer(DiffSegPretrainer, configuration, iterations=4, pictures=2, coordinates={"mode": mode})
@@ -529,7 +539,7 @@ def test_an_iteration_that_is_not_finite_is_skipped(new_trainer: NewTrainer) -> 
     with pytest.raises(StageFailedError) as failed:
         trainer.train_step(bad)
     message = str(failed.value)
-    assert "not finite at iteration 6, for the 3th time in a row" in message
+    assert "not finite at iteration 6, 3 times in a row by now" in message
     assert all(case in message for case in bad["keys"])
     assert "diffseg verify" in message
     assert_same(state(), before)

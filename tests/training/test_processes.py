@@ -40,7 +40,7 @@ def test_shares_are_equal_whole_groups_or_refused(group: int, groups: int, count
             2,
             "A batch of 5 patches cannot be shared equally by 2 processes; these numbers of processes can: 1, 5.",
         ),
-        (2, 2, 2, "A batch of 1 pairs cannot be shared equally by 2 processes; these numbers of processes can: 1."),
+        (2, 2, 2, "A batch of a pair cannot be shared equally by 2 processes; these numbers of processes can: 1."),
     ],
 )
 def test_the_message_says_what_would_fit(batch: int, group: int, count: int, message: str) -> None:

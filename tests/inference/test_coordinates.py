@@ -92,6 +92,7 @@ def model_of(
         settings=PretrainingSettings(coordinates=CoordinateSettings(mode="guidance")),
         plans=manager,
         configuration=manager.get_configuration("ramps"),
+        configuration_name="ramps",
         dataset_json={"channel_names": {"0": "x", "1": "y", "2": "z"}, "file_ending": ".nii.gz"},
         channels=3,
         patch_size=patch_size,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -40,6 +41,7 @@ Progress = Callable[[int, int, str], None]
 """Called with (iterations done, iterations in all, one line of news or "")."""
 
 _SECONDS_BETWEEN_PLOTS = 60.0
+_WANDB = "nnUNet_wandb_enabled"
 _FEW_CORES = 2
 
 
@@ -68,7 +70,11 @@ def unwrapped(network: nn.Module) -> nn.Module:
 
 def _own_device(device: torch.device) -> torch.device:
     """The GPU of this process on its node, for any GPU."""
-    return torch.device("cuda", processes.local_rank()) if device.type == "cuda" else device
+    if device.type != "cuda":
+        return device
+    # whoever started several processes, torchrun or nnUNetv2_train, has given each its GPU
+    together = distributed.is_available() and distributed.is_initialized()
+    return torch.device("cuda", torch.cuda.current_device() if together else 0)
 
 
 class DiffSegTrainerBase(nnUNetTrainer):
@@ -91,9 +97,11 @@ class DiffSegTrainerBase(nnUNetTrainer):
         device: torch.device = torch.device("cuda"),
     ):
         self.diffseg = diffseg_section(plans)
+        if distributed.is_available() and distributed.is_initialized() and distributed.get_rank() > 0:
+            os.environ[_WANDB] = "0"  # nnU-Net would begin a run in every process, in one folder
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.device = _own_device(device)  # nnU-Net takes the rank among all nodes for the index of a GPU
-        self.rank = processes.rank() if self.is_ddp else 0
+        self.rank = distributed.get_rank() if self.is_ddp else 0
         self.processes = distributed.get_world_size() if self.is_ddp else 1
         if self.rank == 0 and TensorBoardLogger.is_available():
             self.logger.loggers.append(TensorBoardLogger(Path(self.output_folder) / "tensorboard"))
@@ -170,11 +178,12 @@ class DiffSegTrainerBase(nnUNetTrainer):
         requested = requested_augmentation_workers() if self.settings.workers is None else self.settings.workers
         if requested is not None:
             return requested
-        cores = usable_cores()
+        sharing = processes.local_world_size()
+        cores = max(1, usable_cores() // sharing)
         if self.device.type == "cpu" and cores <= _FEW_CORES:
             return 0
         worker_gib = WORKER_PROCESS_GIB + batches_gib(loader, self.num_input_channels)
-        return augmentation_workers(cores, available_memory_gib(), worker_gib)
+        return augmentation_workers(cores, available_memory_gib() / sharing, worker_gib)
 
     def get_dataloaders(self) -> tuple[Any, Any]:
         training, validation = self.build_loaders()

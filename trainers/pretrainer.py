@@ -207,9 +207,16 @@ class DiffSegPretrainer(DiffSegTrainerBase):
 
     # -- steps --------------------------------------------------------------------------------------------------------
 
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        if self.device.type == "cuda":
+            reason = "" if self._compute_dtype() else " (this GPU has no bfloat16: slower, and twice the memory)"
+            self.print_to_log_file(f"precision: {self._compute_dtype() or torch.float32}{reason}")
+
     def _choose_dtype(self, sample: Tensor) -> tuple[torch.dtype | None, str]:
         if self._resumed_precision is not None:  # a trained network could now compare otherwise
-            return getattr(torch, self._resumed_precision), f"{self._resumed_precision}: as before it was interrupted"
+            dtype = None if self._resumed_precision == "float32" else getattr(torch, self._resumed_precision)
+            return dtype, f"{self._resumed_precision}: as before it was interrupted"
         t = torch.full((len(sample),), self.settings.diffusion.fold_timestep)
 
         def denoise(patches: Tensor) -> Tensor:
@@ -297,7 +304,7 @@ class DiffSegPretrainer(DiffSegTrainerBase):
         self._validation_index = 0
 
     def validation_step(self, batch: dict) -> dict:
-        # the same noise every epoch, so that the curve shows the network and not the draw
+        # the same noise levels every epoch, so that the curve shows the network rather than the draw
         with self.phase.ema.applied():
             losses = self._losses(batch, VALIDATION_NOISE_STREAM, self._validation_index)
         if self._validation_index == 0:
@@ -321,13 +328,12 @@ class DiffSegPretrainer(DiffSegTrainerBase):
         }
         self.history.add(row)
         self.print_to_log_file(row)
-        if self.rank == 0:
-            self._log(row)
-            self._picture()
         self.current_epoch += 1
         self.save_checkpoint(str(self.latest_checkpoint))
         if self.rank == 0:
             self.history.write(self.results_folder)
+            self._log(row)
+            self._picture()
         shown = {n: v for n, v in self._validation_means.items() if n != "loss" and not n.startswith("denoising_")}
         news = "  ".join(f"{name} {value:.3f}" for name, value in shown.items() if np.isfinite(value))
         self.report_epoch(f"epoch {self.current_epoch}/{self.num_epochs}  validation: {news}")
@@ -337,19 +343,23 @@ class DiffSegPretrainer(DiffSegTrainerBase):
         for logger in self.logger.loggers:
             for name, value in row.items():
                 if name != "epoch" and np.isfinite(value):
-                    logger.log(name, value, self.current_epoch)
+                    logger.log(name, value, row["epoch"])
 
     def _picture(self) -> None:
         every = max(1, self.num_epochs // max(1, self.settings.pictures))
-        if not self.settings.pictures or (self.current_epoch + 1) % every:
+        if not self.settings.pictures or self.current_epoch % every:
             return
         from .pretraining_picture import draw_progress
 
-        path = self.results_folder / "pictures" / f"epoch_{self.current_epoch:04d}.png"
-        draw_progress(self, self._pictured, path)
+        path = self.results_folder / "pictures" / f"epoch_{self.current_epoch - 1:04d}.png"
+        try:
+            draw_progress(self, self._pictured, path)
+        except Exception as error:  # a picture is no reason to end a training
+            self.report_epoch(f"the picture of this epoch could not be drawn: {error}")
+            return
         for logger in self.logger.loggers:
             if hasattr(logger, "picture"):
-                logger.picture("denoising", path, self.current_epoch)
+                logger.picture("denoising", path, self.current_epoch - 1)
 
     def on_train_end(self) -> None:
         self.save_checkpoint(str(self.final_checkpoint))
@@ -380,7 +390,8 @@ class DiffSegPretrainer(DiffSegTrainerBase):
             "network_weights": self.folded(),
             "phases": {phase.name: phase.state_dict() for phase in self.phases},
             "current_epoch": self.current_epoch,
-            "precision": str(self._autocast_dtype or torch.float32).removeprefix("torch."),
+            "precision": str(self._compute_dtype() or torch.float32).removeprefix("torch."),
+            "device": self.device.type,
             "history": self.history.rows,
             "settings": self.settings.to_json(),
             "pool": self.pool_record,
@@ -407,7 +418,7 @@ class DiffSegPretrainer(DiffSegTrainerBase):
         for phase in self.phases:
             phase.load_state_dict(content["phases"][phase.name])
         self.current_epoch = content["current_epoch"]
-        self._resumed_precision = content["precision"] if self.device.type == "cpu" else None
+        self._resumed_precision = content["precision"] if self.device.type == content["device"] == "cpu" else None
         self.pool_record = content["pool"]
         self.history = History(content["history"])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from diffseg_nnunet.training.precision import autocast
 if TYPE_CHECKING:
     from .pretrainer import DiffSegPretrainer
 
-SIGNAL_LEFT = 0.5
+SIGNAL_LEFT, PATCHES = 0.5, 2
 
 
 @torch.no_grad()
@@ -27,15 +28,17 @@ def draw_progress(trainer: DiffSegPretrainer, batch: dict, path: Path) -> None:
         path: the file.
     """
     denoiser = trainer.denoiser
-    clean = batch["data"].to(trainer.device)
+    clean = batch["data"][:PATCHES].to(trainer.device)
     t = (denoiser.diffusion.alpha_bar - SIGNAL_LEFT).abs().argmin().to(trainer.device).expand(len(clean))
     generator = torch.Generator(device=trainer.device).manual_seed(0)
     noised = denoiser.diffusion.add_noise(clean, torch.randn(clean.shape, generator=generator, device=clean.device), t)
-    with trainer.phase.ema.applied(), autocast(trainer.device, trainer._compute_dtype()):
+    with ExitStack() as averaged, autocast(trainer.device, trainer._compute_dtype()):
+        for phase in trainer.phases:
+            averaged.enter_context(phase.ema.applied())
         denoised = denoiser.denoised(noised, t, denoiser.coordinate_map(clean))
         coordinates = trainer.assembly.coordinate_map(clean)
     rows = []
-    for sample in range(min(2, len(clean))):
+    for sample in range(len(clean)):
         row = [
             Panel(f"{batch['keys'][sample]}, clean", _slice(clean[sample])),
             Panel(f"noised, ᾱ = {SIGNAL_LEFT:g}", _slice(noised[sample])),
@@ -45,7 +48,7 @@ def draw_progress(trainer: DiffSegPretrainer, batch: dict, path: Path) -> None:
             row.append(Panel("coordinates", _slice(coordinates[sample], channels=3)))
         rows.append(row)
     path.parent.mkdir(parents=True, exist_ok=True)
-    denoising_png(path, rows, f"epoch {trainer.current_epoch}")
+    denoising_png(path, rows, f"epoch {trainer.current_epoch - 1}")
 
 
 def _slice(volume: Tensor, channels: int = 1):

@@ -19,6 +19,8 @@ from diffseg_nnunet.training.assembly import Assembly, assemble
 from diffseg_nnunet.training.ema import ExponentialMovingAverage
 from diffseg_nnunet.training.settings import PretrainingSettings
 
+_NETWORKS, _LAYERS = "dynamic_network_architectures.architectures.", "torch.nn."
+
 
 @dataclass(frozen=True)
 class PretrainedModel:
@@ -61,9 +63,20 @@ def load_pretrained(path: Path | str, device: torch.device) -> PretrainedModel:
             f"{path} is no checkpoint of this version's `diffseg pretrain`: it has no {', '.join(missing)}.",
             "Give fold_X/checkpoint_final.pth of a DiffSegPretrainer folder, or pretrain again.",
         )
+    try:
+        return _built(content, path, device)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise BadInputError(
+            f"{path} is damaged, or of another version of `diffseg pretrain` ({type(error).__name__}: {error}).",
+            "Pretrain again, or use the version that wrote it.",
+        ) from error
+
+
+def _built(content: Mapping[str, Any], path: Path | str, device: torch.device) -> PretrainedModel:
     settings = PretrainingSettings.from_json(content["settings"])
     plans = PlansManager(content["plans"])
     configuration = plans.get_configuration(content["configuration"])
+    _refuse_foreign_code(configuration.configuration["architecture"], path)
     channels = determine_num_input_channels(plans, configuration, content["dataset_json"])
     trainer = registry.load("trainers", "pretrain")
     regressor = None
@@ -86,6 +99,23 @@ def load_pretrained(path: Path | str, device: torch.device) -> PretrainedModel:
         content.get("pool", {}),
         device,
     )
+
+
+def _refuse_foreign_code(architecture: Mapping[str, Any], path: Path | str) -> None:
+    """Plans name classes, which nnU-Net imports and calls: those of a file from outside could be any.
+
+    Raises:
+        BadInputError: one is not of the U-Nets nnU-Net plans.
+    """
+    arguments = architecture["arch_kwargs"]
+    imported = [arguments[key] for key in architecture["_kw_requires_import"] if arguments[key] is not None]
+    known = {architecture["network_class_name"]: _NETWORKS} | dict.fromkeys(imported, _LAYERS)
+    foreign = [name for name, package in known.items() if not str(name).startswith(package)]
+    if foreign:
+        raise BadInputError(
+            f"The plans in {path} name {', '.join(map(str, foreign))}, which is no part of a planned network.",
+            "Use checkpoints from people you trust; those of `diffseg pretrain` name nnU-Net's networks alone.",
+        )
 
 
 def _take_averages(modules: dict[str, torch.nn.Module], state: dict[str, Any], phase: str) -> None:

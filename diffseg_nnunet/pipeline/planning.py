@@ -25,7 +25,7 @@ class PlanRequest:
         base_features: channels of the first stage.
         spacing: target spacing of 3d_fullres in mm, array order (z, y, x); None: nnU-Net's choice.
         unlabelled: ids of data sets whose images join the pretraining pool.
-        coordinates: mode of the coordinate head, "auxiliary" or "none".
+        coordinates: "auxiliary", "guidance" or "none".
     """
 
     gpu_memory: str = "auto"

@@ -217,10 +217,12 @@ class Job:
 def _run(job: Job, resume: bool) -> Path:
     """Run a job in this process, or in this one of several that train together: the first keeps the books."""
     project = job.project
+    gib = job.planned["predicted_peak_gib"] / processes.world_size()
     with processes.process_group(job.device):
         if processes.rank() > 0:
             # nnU-Net prints in every process; the first one's log says it all
-            with open(os.devnull, "w") as unread, redirect_stdout(unread):
+            watched = gpu_memory_watched(gpu_of(job.device), gib, project.id, lambda _: None)
+            with watched, open(os.devnull, "w") as unread, redirect_stdout(unread):
                 if processes.from_first(None):
                     _train(job)
             return job.final
@@ -232,7 +234,6 @@ def _run(job: Job, resume: bool) -> Path:
             return job.final
         if job.weights is not None:
             _refuse_misfit(job)
-        gib = job.planned["predicted_peak_gib"] / processes.world_size()
         watched = gpu_memory_watched(gpu_of(job.device), gib, project.id, project.reporter.warn)
         discard = partial(_set_aside, project, job.folder)
         running = project.manifest.running(job.stage, job.inputs, job.noted, discard)

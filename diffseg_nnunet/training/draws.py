@@ -15,8 +15,6 @@ from torch import Tensor
 from diffseg_nnunet.coordinates.head import CoordinateSettings
 from diffseg_nnunet.diffusion.gaussian import GaussianDiffusion
 
-_OUTSIDE = 1e-6  # keeps the draw defined for a patch that lies outside its scan altogether
-
 
 @dataclass(frozen=True)
 class Draws:
@@ -82,9 +80,19 @@ def random_voxels(mask: Tensor, count: int, generator: torch.Generator) -> Tenso
     voxels = torch.zeros((len(mask), count, 3), dtype=torch.int64, device=mask.device)
     if not count:
         return voxels
-    chances = mask.flatten(1).float() + _OUTSIDE
-    index = torch.multinomial(chances, count, replacement=True, generator=generator)
+    index = torch.stack([_random_places(each, count, generator) for each in mask.flatten(1)])
     for axis in range(len(spatial) - 1, -1, -1):
         voxels[..., axis - len(spatial)] = index % spatial[axis]
         index = index // spatial[axis]
     return voxels
+
+
+def _random_places(mask: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """`count` indices of a flat mask that are True; of all, in a patch that lies outside its scan altogether.
+
+    Exact for any size: torch.multinomial takes 2^24 places at most.
+    """
+    inside = mask.nonzero()[:, 0]
+    if not len(inside):
+        inside = torch.arange(len(mask), device=mask.device)
+    return inside[torch.randint(len(inside), (count,), generator=generator, device=mask.device)]

@@ -49,10 +49,10 @@ def process_group(device: torch.device) -> Iterator[None]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_TIMEOUT)
-    try:
-        yield
-    finally:
-        distributed.destroy_process_group()
+    yield
+    # after success only: nccl ends a group when all of it has ended, so a process that failed would wait for the others
+    # with its error unsaid; torchrun ends the others as soon as it exits
+    distributed.destroy_process_group()
 
 
 def _alone() -> bool:

@@ -30,7 +30,8 @@ class TrainingSettings:
             short.
         initial_lr: None takes the optimizer's and the strategy's.
         warmup_share: share of the epochs with linearly rising rate (50 of 1000 in nnU-Net's pretrained trainers).
-        precision: of forward passes on the CPU; on CUDA nnU-Net's own autocast is kept.
+        precision: of forward passes on the CPU. On CUDA training keeps nnU-Net's own autocast, and pretraining takes
+            bfloat16 where the GPU has it, else float32.
         workers: augmentation processes; None sizes them to the cgroup's cores.
     """
 

@@ -474,6 +474,27 @@ def test_a_checkpoint_of_another_plan_is_not_resumed(new_trainer: NewTrainer, pr
     assert_same(weights_of(trainer), before)
 
 
+@pytest.mark.parametrize("place", ["network_class_name", "conv_op"])
+def test_plans_of_a_checkpoint_cannot_name_foreign_code(
+    pretrained: DiffSegPretrainer, tmp_path: Path, place: str
+) -> None:
+    """nnU-Net imports and calls what plans name."""
+    content = torch.load(pretrained.final_checkpoint, weights_only=True)
+    architecture = content["plans"]["configurations"]["3d_fullres"]["architecture"]
+    (architecture if place == "network_class_name" else architecture["arch_kwargs"])[place] = "torch.hub.load"
+    torch.save(content, tmp_path / "foreign.pth")
+    with pytest.raises(BadInputError, match=r"name torch\.hub\.load, which is no part of a planned network"):
+        load_pretrained(tmp_path / "foreign.pth", torch.device("cpu"))
+
+
+def test_a_checkpoint_of_another_version_is_refused_in_words(pretrained: DiffSegPretrainer, tmp_path: Path) -> None:
+    content = torch.load(pretrained.final_checkpoint, weights_only=True)
+    content["settings"]["of_tomorrow"] = 1
+    torch.save(content, tmp_path / "newer.pth")
+    with pytest.raises(BadInputError, match=r"newer.pth is damaged, or of another version of `diffseg pretrain`"):
+        load_pretrained(tmp_path / "newer.pth", torch.device("cpu"))
+
+
 @pytest.mark.parametrize("mode", ["none", "guidance"])
 def test_a_checkpoint_of_another_mode_is_not_resumed(
     new_trainer: NewTrainer, pretrained: DiffSegPretrainer, mode: str

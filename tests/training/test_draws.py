@@ -121,3 +121,12 @@ def test_only_a_head_is_shown_clean_patches(mode: str) -> None:
     found = drawn(batch((2, 2), 200), list(range(200)), mode=mode, clean_share=0.9)
     assert not found.clean.any()
     assert found.voxels.shape[1] == (0 if mode == "none" else 5)
+
+
+def test_patches_of_any_size() -> None:
+    """torch.multinomial would take 2^24 places at most."""
+    mask = torch.zeros((1, 1, 4097, 4097), dtype=torch.bool)
+    mask[..., -1, -3:] = True
+    voxels = random_voxels(mask, 50, torch.Generator().manual_seed(0))
+    assert set(voxels[0, :, 1].tolist()) == {4096}
+    assert set(voxels[0, :, 2].tolist()) == {4094, 4095, 4096}

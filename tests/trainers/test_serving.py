@@ -266,7 +266,7 @@ next(served)
 
 
 def test_workers_end_when_their_parent_is_killed(folder: Path) -> None:
-    with subprocess.Popen([sys.executable, "-c", PARENT, folder], stdout=subprocess.PIPE, text=True) as parent:
+    with subprocess.Popen([sys.executable, "-P", "-c", PARENT, folder], stdout=subprocess.PIPE, text=True) as parent:
         lines = [parent.stdout.readline().split() for _ in range(3)]
         (workers,) = [list(map(int, words[1:])) for words in lines if words[0] == "workers"]
         assert len(workers) == 2

@@ -246,31 +246,36 @@ def test_memory_of_batches(folder: Path) -> None:
 
 
 PARENT = """
-import sys, time
+import os, sys, time
 from diffseg_nnunet.trainers.loaders import SeededLoader
 from diffseg_nnunet.trainers.serving import serve
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 import psutil
 
+def say(*words):  # in one write: lines of several processes do not mix
+    os.write(1, (" ".join(map(str, words)) + "\\n").encode())
+
 def sleep(image, segmentation):
-    print("busy", flush=True)
+    say("busy")
     time.sleep(600)
 
 labels = LabelManager({"background": 0, "organ": 1}, regions_class_order=None)
 loader = SeededLoader(nnUNetDatasetBlosc2(sys.argv[1]), 1, (4, 4, 4), (4, 4, 4), labels, transforms=sleep)
 served = serve(loader.start_at(5, 0, 0, 2), 2, pin_memory=False)
-print("workers", *(child.pid for child in psutil.Process().children()), flush=True)
+say("workers", *(child.pid for child in psutil.Process().children()))
 next(served)
 """
 
 
 def test_workers_end_when_their_parent_is_killed(folder: Path) -> None:
     with subprocess.Popen([sys.executable, "-P", "-c", PARENT, folder], stdout=subprocess.PIPE, text=True) as parent:
-        lines = [parent.stdout.readline().split() for _ in range(3)]
-        (workers,) = [list(map(int, words[1:])) for words in lines if words[0] == "workers"]
-        assert len(workers) == 2
-        parent.kill()
+        try:
+            lines = [parent.stdout.readline().split() for _ in range(3)]
+        finally:
+            parent.kill()
+    (workers,) = [list(map(int, words[1:])) for words in lines if words[0] == "workers"]
+    assert len(workers) == 2
     deadline = time.monotonic() + 20
     while any(runs(worker) for worker in workers) and time.monotonic() < deadline:
         time.sleep(0.1)

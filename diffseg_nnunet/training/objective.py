@@ -22,6 +22,7 @@ from diffseg_nnunet.coordinates.loss import (
 from diffseg_nnunet.diffusion.conditioning import TimeConditioning
 from diffseg_nnunet.diffusion.gaussian import TIMESTEP_BINS, GaussianDiffusion, masked_mean_square_error
 from diffseg_nnunet.training.draws import Draws
+from diffseg_nnunet.training.settings import PATCHES_PER_SCAN
 
 Read = Callable[[Tensor], Tensor]
 """From voxels (B, N, 3) of a batch's patches to the coordinates predicted there, (B, N, 3)."""
@@ -67,6 +68,19 @@ class Denoiser:
         return self.diffusion.clean(self(noised, t, coordinate_map), noised, t)
 
 
+@dataclass(frozen=True)
+class Terms:
+    """The loss of a batch, and what is told of it.
+
+    Attributes:
+        loss: scalar, to minimise.
+        report: makes scalars to be logged, by name, without gradient; how many entries count depends on the batch.
+    """
+
+    loss: Tensor
+    report: Callable[[], dict[str, Tensor]]
+
+
 class DenoisingObjective:
     """Denoising, with or without the coordinate head beside it.
 
@@ -89,6 +103,11 @@ class DenoisingObjective:
         """The losses of a batch on its device, scalars: ``loss`` (to minimise), ``denoising`` (mean squared error) and
         ``denoising_1`` … by part of the time steps (NaN where the batch has none), and, with a head, ``coordinates``
         and ``displacement_mm`` (median error over axes of legible patches)."""
+        terms = self.terms(batch, draws)
+        return {"loss": terms.loss, **terms.report()}
+
+    def terms(self, batch: dict[str, Tensor], draws: Draws) -> Terms:
+        """The loss alone, and the other entries on demand."""
         diffusion, data = self.denoiser.diffusion, batch["data"]
         fold_t = torch.full_like(draws.t, diffusion.settings.fold_timestep)
         t = torch.where(draws.clean, fold_t, draws.t)
@@ -102,10 +121,13 @@ class DenoisingObjective:
         error = masked_mean_square_error(prediction, target, batch["mask"])
         # clean patches have nothing to denoise; the others stand for them, so that the share changes no rate
         share = ~draws.clean / (1 - self.coordinates.clean_share if self.head is not None else 1.0)
-        losses = {"loss": (diffusion.loss_weight(t) * error * share).mean()}
-        losses |= _by_timestep(error.detach(), diffusion.timestep_bin(t), ~draws.clean)
+        loss = (diffusion.loss_weight(t) * error * share).mean()
+
+        def denoising() -> dict[str, Tensor]:
+            return _by_timestep(error.detach(), diffusion.timestep_bin(t), ~draws.clean)
+
         if self.head is None:
-            return losses
+            return Terms(loss, denoising)
         signal = torch.where(draws.clean, 1.0, diffusion.signal_left(t))
         features = self.tap.take()
 
@@ -113,9 +135,8 @@ class DenoisingObjective:
             # a 2D patch has one slice on the first axis, which its feature maps lack
             return self.head(features, voxels[..., -(data.ndim - 2) :], data.shape[2:])
 
-        coordinate, displacement = _coordinate_losses(self.coordinates, batch, draws.voxels, signal, read)
-        losses["loss"] = losses["loss"] + self.coordinates.weight * coordinate
-        return losses | {"coordinates": coordinate, "displacement_mm": displacement}
+        place = _coordinate_terms(self.coordinates, batch, draws.voxels, signal, read)
+        return Terms(loss + self.coordinates.weight * place.loss, lambda: denoising() | place.report())
 
 
 class RegressionObjective:
@@ -131,35 +152,44 @@ class RegressionObjective:
 
     def __call__(self, batch: dict[str, Tensor], draws: Draws) -> dict[str, Tensor]:
         """The losses of a batch: ``loss``, ``coordinates``, ``displacement_mm``, as for the denoising objective."""
+        terms = self.terms(batch, draws)
+        return {"loss": terms.loss, **terms.report()}
+
+    def terms(self, batch: dict[str, Tensor], draws: Draws) -> Terms:
+        """The loss alone, and the other entries on demand."""
         dense = self.regressor(batch["data"])
         signal = torch.ones(len(dense), device=dense.device)
 
         def read(voxels: Tensor) -> Tensor:
             return gather_voxels(dense, voxels[..., -(dense.ndim - 2) :]).float()
 
-        coordinate, displacement = _coordinate_losses(self.coordinates, batch, draws.voxels, signal, read)
-        return {"loss": coordinate, "coordinates": coordinate, "displacement_mm": displacement}
+        return _coordinate_terms(self.coordinates, batch, draws.voxels, signal, read)
 
 
-def _coordinate_losses(
+def _coordinate_terms(
     settings: CoordinateSettings, batch: dict[str, Tensor], voxels: Tensor, signal: Tensor, read: Read
-) -> tuple[Tensor, Tensor]:
-    """The coordinate loss and the displacement error of legible scans (NaN where there are none), scalars."""
+) -> Terms:
+    """The coordinate loss, and the displacement error of legible scans (NaN where there are none)."""
     positions = positions_mm(batch["affine"], voxels)
     predicted = read(voxels)
     weight = signal[:, None] * gather_voxels(batch["mask"].float(), voxels[..., -(batch["mask"].ndim - 2) :])[..., 0]
     loss_function = relative_position_loss if settings.objective == "relative" else distance_loss
-    joined = [by_scan(values, batch["scan"]) for values in (predicted, positions, weight)]
-    joined[1] = joined[1] - joined[1][:, :1]  # float32 differences of large positions would lose their decimals
-    loss = loss_function(*joined).mean()
+    predicted_of, positions_of, weight_of = (by_scan(values) for values in (predicted, positions, weight))
+    positions_of = positions_of - positions_of[:, :1]  # float32 differences of large positions would lose decimals
+    loss = loss_function(predicted_of, positions_of, weight_of).mean()
     if settings.objective == "distance":
         loss = loss + _consistency(batch, voxels, predicted, signal, read)
-    legible = (by_scan(signal[:, None], batch["scan"]) >= _LEGIBLE).all(dim=1)
-    with torch.no_grad():
-        error = (
-            displacement_error_mm(joined[0][legible], joined[1][legible]).mean() if legible.any() else loss * torch.nan
-        )
-    return loss, error.detach()
+
+    @torch.no_grad()
+    def report() -> dict[str, Tensor]:
+        legible = (by_scan(signal[:, None]) >= _LEGIBLE).all(dim=1)
+        if legible.any():
+            error = displacement_error_mm(predicted_of[legible], positions_of[legible]).mean()
+        else:
+            error = torch.full_like(loss, torch.nan)
+        return {"coordinates": loss, "displacement_mm": error}
+
+    return Terms(loss, report)
 
 
 def _consistency(batch: dict[str, Tensor], voxels: Tensor, predicted: Tensor, signal: Tensor, read: Read) -> Tensor:
@@ -198,7 +228,7 @@ def positions_mm(affine: Tensor, voxels: Tensor) -> Tensor:
     return torch.einsum("bij,bnj->bni", affine[..., :3], voxels.to(affine)) + affine[:, None, :, 3]
 
 
-def by_scan(values: Tensor, scan: Tensor) -> Tensor:
-    """Join the patches of each scan: (B, N, ...) -> (scans, patches per scan · N, ...); `scan` (B,) is 0, 0, 1, 1, …"""
-    per_scan = int((scan == scan[0]).sum())
-    return values.reshape(len(scan) // per_scan, per_scan * values.shape[1], *values.shape[2:])
+def by_scan(values: Tensor) -> Tensor:
+    """Join the patches of each scan, which follow each other: (B, N, ...) -> (scans, patches of a scan · N, ...)."""
+    scans = len(values) // PATCHES_PER_SCAN
+    return values.reshape(scans, PATCHES_PER_SCAN * values.shape[1], *values.shape[2:])

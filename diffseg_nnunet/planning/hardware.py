@@ -57,10 +57,12 @@ class MemoryBudget:
     Attributes:
         gib: the budget, GiB.
         source: one phrase for the user.
+        bfloat16: whether the GPU computes in bfloat16; pretraining takes float32 where it does not.
     """
 
     gib: float
     source: str
+    bfloat16: bool = True
 
 
 def usable_cores(root: Path = _ROOT) -> int:

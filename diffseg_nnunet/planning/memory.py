@@ -84,11 +84,12 @@ class Step:
     """A training step to be measured, built on fake or on real tensors.
 
     Attributes:
-        modules: what is in memory; those that are trained, and frozen ones.
+        modules: what is trained.
         optimizer: of the trained parameters.
         batch: makes the tensors the loader hands over, in any nesting.
         loss: from the batch to the scalar to minimise, with all that is alive until the backward pass has ended.
         average: tensors of a moving average; empty without.
+        idle: what other phases of the training leave in memory; counted as the optimizer's.
         update_average: after the optimizer's step; None without.
         clip_norm: gradients are clipped to this norm.
     """
@@ -98,6 +99,7 @@ class Step:
     batch: Callable[[], Any]
     loss: Callable[[Any], tuple[Tensor, Any]]
     average: Sequence[Tensor] = ()
+    idle: Sequence[Tensor] = ()
     update_average: Callable[[], None] | None = None
     clip_norm: float = 12.0
 
@@ -169,7 +171,8 @@ def peak_of(step: Step, allowances: Allowances | None = None) -> PeakMemory:
     _fill_state(step.optimizer)
     log = StorageLog()
     weights = log.note([[*module.parameters(), *module.buffers()] for module in step.modules])
-    optimizer = log.note([list(state.values()) for state in step.optimizer.state.values()])
+    states = [list(state.values()) for state in step.optimizer.state.values()]
+    optimizer = log.note([states, list(step.idle)])
     average = log.note(list(step.average))
     with log:
         batch = step.batch()

@@ -63,11 +63,16 @@ def assemble(
     """
     if regressor is not None:
         widen_input(network)
-    conditioning = TimeConditioning(network).to(device)
+    conditioning = _moved(TimeConditioning(network), device)
     denoiser = Denoiser(network, conditioning, GaussianDiffusion(settings.diffusion), regressor, compiled)
     if settings.coordinates.mode != "auxiliary":
         return Assembly(denoiser, None, None)
     # the bottleneck, and every stage of the decoder from coarse to fine
     channels = list(network.encoder.output_channels)[::-1]
     tap = FeatureTap([network.encoder.stages[-1], *network.decoder.stages])
-    return Assembly(denoiser, CoordinateHead(channels).to(device), tap)
+    return Assembly(denoiser, _moved(CoordinateHead(channels), device), tap)
+
+
+def _moved(module: nn.Module, device: torch.device) -> nn.Module:
+    """On the device; untouched where it is there already, since fake parameters cannot be moved."""
+    return module if all(p.device == device for p in module.parameters()) else module.to(device)

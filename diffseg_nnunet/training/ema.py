@@ -34,6 +34,10 @@ class ExponentialMovingAverage:
             pairs = [(self._average[name][k], v) for k, v in _unique_floats(module).items()]
             torch._foreach_lerp_([a for a, _ in pairs], [v for _, v in pairs], weight)
 
+    def tensors(self) -> list[Tensor]:
+        """The averages."""
+        return [tensor for average in self._average.values() for tensor in average.values()]
+
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Within the block, the modules hold the averages; afterwards their own weights again, bit for bit."""
@@ -67,13 +71,13 @@ class ExponentialMovingAverage:
 
 
 def _unique_floats(module: nn.Module) -> dict[str, Tensor]:
-    """Floating-point entries of the state dict, each storage once (nnU-Net lists a tensor up to four times)."""
-    seen: dict[int, str] = {}
+    """Floating-point entries of the state dict, each tensor once (nnU-Net lists one up to four times)."""
     unique = {}
-    for key, tensor in module.state_dict().items():
-        if tensor.is_floating_point() and tensor.data_ptr() not in seen:
-            seen[tensor.data_ptr()] = key
-            unique[key] = tensor
+    seen: set[int] = set()
+    for key, tensor in module.state_dict(keep_vars=True).items():
+        if tensor.is_floating_point() and id(tensor) not in seen:
+            seen.add(id(tensor))
+            unique[key] = tensor.detach()
     return unique
 
 

@@ -1,0 +1,196 @@
+"""Fits both stages of a configuration into a memory budget, on one topology."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from diffseg_nnunet.errors import BadInputError
+from diffseg_nnunet.planning.memory import Allowances, PeakMemory, peak_of
+from diffseg_nnunet.planning.search import (
+    Choice,
+    NothingFitsError,
+    Patch,
+    Topology,
+    best_fit,
+)
+from diffseg_nnunet.training.settings import PretrainingSettings
+
+from .steps import (
+    PRETRAINING_DTYPE,
+    Shape,
+    inference_window_gib,
+    pretraining_steps,
+    sliding_window_gib,
+    training_step,
+)
+
+SMALLEST_EDGE = 4  # voxels, nnU-Net's, where the network is coarsest
+FEWEST_STAGES = 3
+_POOLED_TWICE = 24  # voxels of an axis that is surely pooled twice, be it the only one
+_NO_LIMIT = 999_999
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A stage's patch and batch, and what its step takes."""
+
+    choice: Choice
+    memory: PeakMemory
+
+
+def topology_of(spacing: Sequence[float], patch: Sequence[int]) -> Topology:
+    """nnU-Net's topology for a patch: pooled until its edges are 4 to 7 voxels, coarse axes later."""
+    _, strides, kernels, padded, _ = get_pool_and_conv_props(list(spacing), list(patch), SMALLEST_EDGE, _NO_LIMIT)
+    return Topology(
+        tuple(int(n) for n in padded),
+        tuple(tuple(int(n) for n in stride) for stride in strides),
+        tuple(tuple(int(n) for n in kernel) for kernel in kernels),
+    )
+
+
+def poolable(spacing: Sequence[float], patch: Sequence[int]) -> Topology:
+    """The topology of a patch, enlarged where it is too small to be pooled twice.
+
+    nnU-Net leaves the coarsest of the supervised outputs out of the loss, so a network of two stages has none.
+    """
+    topology, enlarged = topology_of(spacing, patch), list(patch)
+    if topology.stages < FEWEST_STAGES:
+        finest = min(spacing)
+        enlarged = [
+            max(side, _POOLED_TWICE) if mm < 2 * finest else side for side, mm in zip(patch, spacing, strict=True)
+        ]
+        topology = topology_of(spacing, enlarged)
+    return topology
+
+
+def reduced(spacing: Sequence[float], patch: Patch, axis: int) -> Topology | None:
+    """The next smaller patch along an axis, by nnU-Net's steps; None where it could not be pooled twice any more."""
+    trial = list(patch)
+    trial[axis] -= topology_of(spacing, patch).divisor[axis]
+    if trial[axis] < 1:
+        return None
+    # by the divisor of the smaller patch: 256 is followed by 224, not by 192
+    trial[axis] = patch[axis] - topology_of(spacing, trial).divisor[axis]
+    if trial[axis] < 1:
+        return None
+    topology = topology_of(spacing, trial)
+    return topology if topology.stages >= FEWEST_STAGES and topology.patch != patch else None
+
+
+class Fitting:
+    """Measures the steps of a data set's networks and chooses among patches and batches; measurements are kept.
+
+    Args:
+        budget_gib: for the largest step of either stage.
+        channels: of the image.
+        heads: outputs of the segmentation network.
+        regions: whether they may overlap.
+        pretraining: settings of the first stage.
+        pretraining_dtype: of its autocast; None where the GPU at hand has no bfloat16.
+        allowances: for what cannot be counted.
+    """
+
+    def __init__(
+        self,
+        budget_gib: float,
+        channels: int,
+        heads: int,
+        regions: bool,
+        pretraining: PretrainingSettings,
+        pretraining_dtype: torch.dtype | None = PRETRAINING_DTYPE,
+        allowances: Allowances | None = None,
+    ):
+        self.budget_gib = budget_gib
+        self.channels, self.heads, self.regions = channels, max(2, heads), regions
+        self.pretraining, self.pretraining_dtype = pretraining, pretraining_dtype
+        self.allowances = allowances or Allowances()
+        self.measured = 0
+        self._kept: dict[Any, PeakMemory] = {}
+
+    def shape(self, architecture: Mapping[str, Any], choice: Choice, extra_channels: int = 0) -> Shape:
+        return Shape(architecture, self.channels + extra_channels, self.heads, choice.patch, choice.batch, self.regions)
+
+    def training_memory(self, shape: Shape) -> PeakMemory:
+        return self._measure("training", shape)
+
+    def pretraining_memory(self, shape: Shape) -> PeakMemory:
+        return self._measure("pretraining", shape)
+
+    def _measure(self, stage: str, shape: Shape) -> PeakMemory:
+        key = (stage, repr(shape))
+        if key not in self._kept:
+            self.measured += 1
+            with FakeTensorMode():
+                if stage == "training":
+                    steps = iter([training_step(shape)])
+                else:
+                    steps = pretraining_steps(shape, self.pretraining, self.pretraining_dtype)
+                peaks = [peak_of(step, self.allowances) for step in steps]
+            self._kept[key] = max(peaks, key=lambda peak: peak.total_gib)
+        return self._kept[key]
+
+    def fit_training(self, ladder: Sequence[Choice], architecture_of: Any, extra_channels: int = 0) -> Fitted:
+        """The best choice of a ladder for training.
+
+        Args:
+            architecture_of: Choice -> nnU-Net's architecture entry.
+
+        Raises:
+            NothingFitsError: none of them fits.
+        """
+
+        def memory(choice: Choice) -> PeakMemory:
+            return self.training_memory(self.shape(architecture_of(choice), choice, extra_channels))
+
+        choice, _ = best_fit(ladder, lambda choice: memory(choice).total_gib, self.budget_gib)
+        return Fitted(choice, memory(choice))
+
+    def fit_pretraining(self, ladder: Sequence[Choice], architecture: Mapping[str, Any]) -> Fitted:
+        """The best choice of a ladder for pretraining.
+
+        Raises:
+            NothingFitsError: none of them fits.
+        """
+
+        def memory(choice: Choice) -> PeakMemory:
+            return self.pretraining_memory(self.shape(architecture, choice))
+
+        choice, _ = best_fit(ladder, lambda choice: memory(choice).total_gib, self.budget_gib)
+        return Fitted(choice, memory(choice))
+
+    def inference(
+        self, architecture: Mapping[str, Any], patch: Patch, median: Sequence[int], largest: Sequence[int]
+    ) -> dict[str, float]:
+        """Memory of prediction, GiB: of the median and of the largest case, resampled to these shapes."""
+        shape = self.shape(architecture, Choice(patch, 1))
+        with FakeTensorMode():
+            window = inference_window_gib(shape) + self.allowances.context_gib
+        sizes = {"median_case_gib": median, "largest_case_gib": largest}
+        cases = {name: round(window + sliding_window_gib(shape, image), 3) for name, image in sizes.items()}
+        return {"predicted_peak_gib": cases["largest_case_gib"], "window_gib": round(window, 3), **cases}
+
+
+def share_of_dataset(voxels_of_dataset: float, share: float, patch: Patch, least: int) -> int:
+    """nnU-Net's largest batch: one holds no more than a share of all voxels there are, but `least` patches at any rate.
+
+    A shape that is averaged over cases may be fractional; the result is rounded as nnU-Net's.
+    """
+    return max(least, round(voxels_of_dataset * share / math.prod(patch)))
+
+
+def too_small(error: NothingFitsError, budget_gib: float, configuration: str) -> BadInputError:
+    """What the user is told when no patch fits the budget."""
+    needed = math.ceil(error.smallest_gib * 10) / 10
+    patch = " × ".join(str(side) for side in error.smallest.patch)
+    return BadInputError(
+        f"{configuration} does not fit {budget_gib:g} GiB: even a patch of {patch} in batches of "
+        f"{error.smallest.batch} takes {error.smallest_gib:.2f} GiB.",
+        f"Plan with --gpu-memory {needed:g} or more, or with fewer --base-features.",
+    )

@@ -29,7 +29,7 @@ from diffseg_nnunet.training.settings import PATCHES_PER_SCAN
 
 STANDARD_CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres")
 _MEMORY_RULE = "nnU-Net's feature-map rule, scaled from its 8 GiB reference"
-_REORIENTED_LEFT_RIGHT_AXIS = 2  # nnU-Net's reorienting readers turn every array to z, y, x of RAS
+_READERS_WITHOUT_DIRECTION = ("NaturalImage2DIO", "Tiff3DIO")  # SimpleITK would report the identity for a TIFF
 
 
 @dataclass(frozen=True)
@@ -164,6 +164,8 @@ class DiffSegPlanning:
         if plans["image_reader_writer"].endswith("WithReorient"):
             canonical = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0]
             directions: dict[str, Any] = {case.identifier: canonical for case in raw.labelled_cases()}
+        elif plans["image_reader_writer"] in _READERS_WITHOUT_DIRECTION:
+            directions = {case.identifier: None for case in raw.labelled_cases()}
         else:
             directions = {case.identifier: header_direction(case.images[0]) for case in raw.labelled_cases()}
         return decide_mirroring(list(self.dataset_json["labels"]), directions, plans["transpose_forward"])

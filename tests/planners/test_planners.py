@@ -191,6 +191,22 @@ def test_left_and_right_are_not_to_be_mirrored(plan: Plan) -> None:
     assert allowed_mirror_axes(plans, 2) == (0,)
 
 
+@pytest.mark.parametrize(("reader", "axes"), [("Tiff3DIO", ()), ("NibabelIOWithReorient", (0, 1)), (None, (1, 2))])
+def test_the_reader_decides_what_directions_mean(
+    plan: Plan, workspace: Workspace, monkeypatch: pytest.MonkeyPatch, reader: str | None, axes: tuple[int, ...]
+) -> None:
+    """A TIFF has no direction cosines, a reorienting reader ignores them, all others keep the axes of the file."""
+    dataset_json = workspace.raw / LABELLED / "dataset.json"
+    kept = dataset_json.read_text()
+    first_axis_to_the_left = (0.0, 0, 1, 0, 1, 0, 1, 0, 0)
+    monkeypatch.setattr("diffseg_nnunet.planners.planner.header_direction", lambda _: first_axis_to_the_left)
+    try:
+        write_json(dataset_json, json.loads(kept) | ({"overwrite_image_reader_writer": reader} if reader else {}))
+        assert allowed_mirror_axes(plan(), 3) == axes
+    finally:
+        dataset_json.write_text(kept)
+
+
 def test_target_spacing_can_be_chosen(plan: Plan) -> None:
     """Given in array order, (z, y, x); nnU-Net puts the axis of the coarsest voxels first."""
     plans = plan(spacing=[2.0, 2.0, 3.0])

@@ -35,8 +35,10 @@ Unlabeled = Annotated[
 Coordinates = Annotated[str, typer.Option(help="Coordinates in the pretraining: auxiliary, guidance or none.")]
 Explain = Annotated[bool, typer.Option("--explain", help="Print every decision of the plan, and why.")]
 AsJson = Annotated[
-    bool, typer.Option("--json", help="The same for machines: one JSON object on standard output, news on the other.")
+    bool, typer.Option("--json", help="The same as one JSON object on standard output; news go to standard error.")
 ]
+
+_NOT_PLANNED_WITH = ("dataset_id", "explain", "as_json", "workspace")
 
 
 def plan(
@@ -54,8 +56,7 @@ def plan(
 ) -> None:
     """Extract the fingerprint and plan both stages: patch, batch and topology.
 
-    With --explain or --json alone, the plan there is: it is made again only if the data have changed, with the options
-    it had.
+    --explain and --json alone speak of the plan there is: it is made again only if the data have changed.
     """
     output = sys.stdout
     with (
@@ -96,8 +97,7 @@ def plan(
 
 def _any_given(context: typer.Context) -> bool:
     """Whether the command line has an option a plan depends on."""
-    options = ("gpu_memory", "backbone", "base_features", "spacing", "unlabeled", "coordinates")
-    sources = (context.get_parameter_source(option) for option in options)
+    sources = (context.get_parameter_source(name) for name in context.params if name not in _NOT_PLANNED_WITH)
     return any(source is not None and source.name != "DEFAULT" for source in sources)
 
 

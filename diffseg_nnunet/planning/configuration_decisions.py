@@ -232,9 +232,9 @@ def _batch_dice(plan: PlanView, name: str, value: bool) -> Decision:
     elif name == LOWRES:
         why = "of each patch: it shows much of the image"
     elif value:
-        why = f"over all patches of a batch, since one shows little of the image: there is a {LOWRES}"
+        why = f"over all patches of a batch, as nnU-Net has it where there is a {LOWRES}: one shows little of the image"
     else:
-        why = f"of each patch: it shows much of the image, since there is no {LOWRES}"
+        why = f"of each patch, as nnU-Net has it where there is no {LOWRES}"
     return Decision(name, "Dice loss over the batch", bool(value), why)
 
 

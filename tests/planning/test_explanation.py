@@ -166,7 +166,7 @@ ABDOMEN_DECISIONS = [
     ("3d_fullres", "batch of training", 2, "the least, for which the patch was chosen"),
     ("3d_fullres", "batch of training", 2, "are 10 patches"),
     ("3d_fullres", "patch of pretraining, voxels", [64, 192, 160], "its own"),
-    ("3d_fullres", "Dice loss over the batch", True, "there is a 3d_lowres"),
+    ("3d_fullres", "Dice loss over the batch", True, "where there is a 3d_lowres"),
     ("3d_cascade_fullres", "planned", True, "3d_fullres that reads the segmentation of 3d_lowres"),
     ("3d_cascade_fullres", "pretraining", None, "previous stage's segmentation"),
     ("3d_cascade_fullres", "batch of training", 2, "are 10 patches"),

@@ -49,7 +49,7 @@ from .steps import PRETRAINING_DTYPE
 
 STANDARD_CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres")
 _MEMORY_RULE = "the tensors of a real step, counted, with allowances for workspaces, fragmentation and the CUDA context"
-_REORIENTED_LEFT_RIGHT_AXIS = 2  # nnU-Net's reorienting readers turn every array to z, y, x of RAS
+_READERS_WITHOUT_DIRECTION = ("NaturalImage2DIO", "Tiff3DIO")  # SimpleITK would report the identity for a TIFF
 
 
 @dataclass(frozen=True)
@@ -309,6 +309,8 @@ class DiffSegPlanning:
         if plans["image_reader_writer"].endswith("WithReorient"):
             canonical = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0]
             directions: dict[str, Any] = {case.identifier: canonical for case in raw.labelled_cases()}
+        elif plans["image_reader_writer"] in _READERS_WITHOUT_DIRECTION:
+            directions = {case.identifier: None for case in raw.labelled_cases()}
         else:
             directions = {case.identifier: header_direction(case.images[0]) for case in raw.labelled_cases()}
         return decide_mirroring(list(self.dataset_json["labels"]), directions, plans["transpose_forward"])

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -21,11 +21,16 @@ _WIDTH_OF_LOGS = 120
 
 
 class ConsoleReporter:
-    """Prints news as lines, and a progress bar where there is a terminal."""
+    """Prints news as lines, and a progress bar where there is a terminal.
 
-    def __init__(self) -> None:
+    Args:
+        stream: where to; None: the standard output.
+    """
+
+    def __init__(self, stream: TextIO | None = None) -> None:
         # bound to the stream of now: nnU-Net's prints are redirected to a log while a stage runs
-        self.console = Console(file=sys.stdout, soft_wrap=True, highlight=False, width=_width())
+        stream = stream or sys.stdout
+        self.console = Console(file=stream, soft_wrap=True, highlight=False, width=_width(stream))
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -63,9 +68,9 @@ class ConsoleReporter:
             yield self
 
 
-def _width() -> int | None:
+def _width(stream: TextIO) -> int | None:
     """rich finds a terminal's width; in a file or a pipe it would squeeze tables into 80 columns."""
-    return None if sys.stdout.isatty() or "COLUMNS" in os.environ else _WIDTH_OF_LOGS
+    return None if stream.isatty() or "COLUMNS" in os.environ else _WIDTH_OF_LOGS
 
 
 def _processes() -> int:
@@ -79,11 +84,14 @@ def is_first() -> bool:
 
 
 @contextmanager
-def open_project(workspace: Path | None, dataset_id: int, *, several: bool = False) -> Iterator[Project]:
+def open_project(
+    workspace: Path | None, dataset_id: int, *, several: bool = False, news: TextIO | None = None
+) -> Iterator[Project]:
     """The data set in its workspace, with nnU-Net's variables set and progress shown.
 
     Args:
         several: whether the command may run in several processes; then the first one speaks.
+        news: where news go; None: the standard output.
 
     Raises:
         BadInputError: torchrun started several, and the command is for one.
@@ -103,5 +111,5 @@ def open_project(workspace: Path | None, dataset_id: int, *, several: bool = Fal
     if not is_first():
         yield Project.open(active, dataset_id)
         return
-    with ConsoleReporter().live() as reporter:
+    with ConsoleReporter(news).live() as reporter:
         yield Project.open(active, dataset_id, reporter)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+import json
+import sys
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,6 +15,9 @@ from diffseg_nnunet.cli.console import open_project
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from diffseg_nnunet.pipeline.project import Project
+    from diffseg_nnunet.planning.decisions import Decision
 
 GpuMemory = Annotated[
     str, typer.Option(metavar="auto|GIB", help="GPU memory to plan for; auto: free memory of the smallest visible GPU.")
@@ -26,9 +33,16 @@ Unlabeled = Annotated[
     typer.Option(metavar="ID ...", help="Data sets whose images join the pretraining pool.", show_default=False),
 ]
 Coordinates = Annotated[str, typer.Option(help="Coordinates in the pretraining: auxiliary, guidance or none.")]
+Explain = Annotated[bool, typer.Option("--explain", help="Print every decision of the plan, and why.")]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="The same as one JSON object on standard output; news go to standard error.")
+]
+
+_NOT_PLANNED_WITH = ("dataset_id", "explain", "as_json", "workspace")
 
 
 def plan(
+    context: typer.Context,
     dataset_id: DatasetId,
     gpu_memory: GpuMemory = "auto",
     backbone: Backbone = "resenc",
@@ -36,12 +50,21 @@ def plan(
     spacing: Spacing = None,
     unlabeled: Unlabeled = None,
     coordinates: Coordinates = "auxiliary",
+    explain: Explain = False,
+    as_json: AsJson = False,
     workspace: Workspace = None,
 ) -> None:
-    """Extract the fingerprint and plan both stages: patch, batch and topology."""
-    with open_project(workspace, dataset_id) as project:
+    """Extract the fingerprint and plan both stages: patch, batch and topology.
+
+    --explain and --json alone speak of the plan there is: it is made again only if the data have changed.
+    """
+    output = sys.stdout
+    with (
+        redirect_stdout(sys.stderr if as_json else output),
+        open_project(workspace, dataset_id, news=sys.stderr if as_json else None) as project,
+    ):
         from diffseg_nnunet.cli.arguments import check_choice
-        from diffseg_nnunet.pipeline.planning import PlanRequest
+        from diffseg_nnunet.pipeline.planning import PlanRequest, explained, last_request
         from diffseg_nnunet.pipeline.planning import plan as plan_stage
 
         request = PlanRequest(
@@ -52,13 +75,54 @@ def plan(
             unlabelled=tuple(unlabeled or ()),
             coordinates=check_choice("--coordinates", coordinates, ("auxiliary", "guidance", "none")),
         )
+        if (explain or as_json) and not _any_given(context):
+            request = last_request(project)
         plans = plan_stage(project, request)
-        project.reporter.console.print(plan_table(plans))
+        if as_json:
+            output.write(json.dumps(_machine_readable(project, explained(project)), indent=2) + "\n")
+            return
+        if explain:
+            # cells are to be wrapped, lines of news are not
+            project.reporter.console.print(
+                explanation_table(plans["dataset_name"], explained(project)), soft_wrap=False
+            )
+        else:
+            project.reporter.console.print(plan_table(plans))
         mirroring = plans["diffseg"]["mirroring"]
         project.reporter.info(f"mirroring: {mirroring['reason']}")
         if mirroring["warning"]:
             project.reporter.warn(mirroring["warning"])
         project.reporter.info(f"plans: {project.plans_path}")
+
+
+def _any_given(context: typer.Context) -> bool:
+    """Whether the command line has an option a plan depends on."""
+    sources = (context.get_parameter_source(name) for name in context.params if name not in _NOT_PLANNED_WITH)
+    return any(source is not None and source.name != "DEFAULT" for source in sources)
+
+
+def _machine_readable(project: Project, decisions: Sequence[Decision]) -> dict[str, Any]:
+    return {
+        "dataset": project.name,
+        "plans": str(project.plans_path),
+        "decisions": [decision.to_json() for decision in decisions],
+    }
+
+
+def explanation_table(dataset: str, decisions: Sequence[Decision]) -> Table:
+    """A row for each decision, in sections by scope."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("for", "decision", "value", "why", title=f"{dataset}: what was planned, and why")
+    scope = None
+    for decision in decisions:
+        if scope not in (None, decision.scope):
+            table.add_section()
+        scope = decision.scope
+        # names of labels and files may hold what rich takes for markup
+        table.add_row(*map(Text, (decision.scope, decision.what, decision.text, decision.why)))
+    return table
 
 
 def plan_table(plans: dict) -> Table:

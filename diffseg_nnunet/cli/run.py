@@ -40,7 +40,8 @@ def run(
 ) -> None:
     """Everything after convert: verify, plan, preprocess, pretrain, train, evaluate, select, predict imagesTs.
 
-    Run it again after an interruption: what is finished and unchanged is not done twice.
+    Run it again after an interruption: what is finished and unchanged is not done twice. `diffseg plan ID --explain`
+    says what was planned, and why.
     """
     with open_project(workspace, dataset_id) as project:
         from diffseg_nnunet.cli.arguments import check_choice, given, parse_fold

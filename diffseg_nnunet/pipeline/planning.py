@@ -10,8 +10,10 @@ from typing import Any
 from diffseg_nnunet import registry
 from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.pipeline.project import Project
+from diffseg_nnunet.planning.decisions import Decision
+from diffseg_nnunet.planning.explanation import explain
 from diffseg_nnunet.planning.hardware import memory_budget, worker_count
-from diffseg_nnunet.raw_dataset import RawDataset
+from diffseg_nnunet.raw_dataset import RawDataset, read_json_object
 from diffseg_nnunet.verification import Finding, verify_dataset
 
 
@@ -150,6 +152,23 @@ def plan(project: Project, request: PlanRequest) -> dict[str, Any]:
             project.reporter.warn(f"{project.plans_path.name} is no plan of diffseg: it is kept as {kept}")
         _write_plans(project, planner_class, request, budget, pool)
     return project.plans()
+
+
+def last_request(project: Project) -> PlanRequest:
+    """What the data set was last planned with; the defaults if it never was."""
+    stored = project.manifest.stage("plan").get("settings")
+    return PlanRequest.from_json(stored) if stored else PlanRequest()
+
+
+def explained(project: Project) -> list[Decision]:
+    """Every decision of the data set's plan, and why.
+
+    Raises:
+        BadInputError: there is no plan.
+    """
+    plans, path = project.plans(), project.preprocessed / "dataset_fingerprint.json"
+    fingerprint = read_json_object(path) if path.is_file() else None
+    return explain(plans, fingerprint, project.dataset_json().get("numTraining"))
 
 
 def _plan_inputs(project: Project, request: PlanRequest) -> dict[str, Any]:

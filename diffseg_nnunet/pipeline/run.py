@@ -115,8 +115,7 @@ def run(project: Project, request: RunRequest) -> RunResult:
 
 def _plan_request(project: Project, request: RunRequest) -> PlanRequest:
     """What was given on top of what the plan was last made with."""
-    stored = project.manifest.stage("plan").get("settings")
-    return replace(PlanRequest.from_json(stored) if stored else PlanRequest(), **request.plan)
+    return replace(planning.last_request(project), **request.plan)
 
 
 def _default_configurations(plans: Mapping[str, Any]) -> tuple[str, ...]:

@@ -1,1 +1,1 @@
-"""Peak memory, hardware, and which axes may be mirrored."""
+"""Peak memory, hardware, which axes may be mirrored, and why a plan is as it is."""

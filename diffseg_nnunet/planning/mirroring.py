@@ -5,6 +5,8 @@ nnU-Net's default of mirroring all axes then teaches, and averages, contradictio
 patient is found from the direction cosines and followed through nnU-Net's transposition.
 
 Names are read generously: taking two labels for a pair by mistake costs some augmentation, missing a pair costs Dice.
+So the heart's left and right ventricle are a pair, though their walls tell them apart in a mirrored image as well, and
+so are a vertebra and a rib that are called no more than 'L5' and 'R5'. A label of one side alone is none.
 """
 
 from __future__ import annotations
@@ -21,10 +23,13 @@ _CASES_NAMED = 5
 
 _LEFT, _RIGHT = "left", "right"
 _WORDS = {
-    _LEFT: re.compile(r"left|lt|lh|lhs|sin|sinist(er|ra|rum|ri|rae)"),
-    _RIGHT: re.compile(r"right|rt|rh|rhs|dext?|dext(er|ra|rum|ri|rae)"),
+    _LEFT: re.compile(r"left|lt|lft|lh|lhs|sin|sinist(er|ra|rum|ri|rae)"),
+    _RIGHT: re.compile(r"right|rt|rgt|rh|rhs|dext?|dext(er|ra|rum|ri|rae)"),
 }
 _LETTERS = {_LEFT: "l", _RIGHT: "r"}
+# a side written into a word, at its beginning or its end: 'leftkidney', 'kidneylt', 'lkid', 'LUL', 'Eye_AL', 'rib_L1'
+_GLUED_FIRST = {_LEFT: re.compile(r"left|l"), _RIGHT: re.compile(r"right|r")}
+_GLUED_LAST = {_LEFT: re.compile(r"(left|lt|l)(?=\d*$)"), _RIGHT: re.compile(r"(right|rt|r)(?=\d*$)")}
 # a word of small or capital letters, an acronym, digits; an acronym ends before the capital of the next word (LKidney)
 _TOKEN = re.compile(r"[^\W\d_]?[^\W\d_A-Z]+\d*|[A-Z]+(?=[A-Z][a-z])|[A-Z]+\d*|\d+")
 
@@ -54,7 +59,8 @@ def paired_structures(label_names: Iterable[str]) -> list[tuple[str, str]]:
     """Find the labels that exist for both sides of the body, by their names.
 
     Both names must be equal apart from the side: ``left_kidney`` / ``right_kidney``, ``kidney_L`` / ``kidney_R``,
-    ``leftKidney`` / ``rightKidney``, ``lkid`` / ``rkid``, ``renalis_sin`` / ``renalis_dext``; spelling may be mixed.
+    ``leftKidney`` / ``rightKidney``, ``lkid`` / ``rkid``, ``Lung_LUL`` / ``Lung_RUL``, ``renalis_sin`` /
+    ``renalis_dext``; spelling may be mixed.
 
     Returns:
         (left name, right name) of each pair, in the order of the labels; a name is in one pair at most.
@@ -109,12 +115,15 @@ def decide_mirroring(
         that one differs between cases (the warning names the minority) or is unknown. The warning also names cases
         in which it is the same axis, but points the other way.
     """
+    label_names = list(label_names)
     pairs = paired_structures(label_names)
     axes = {case: None if cosines is None else left_right_axis(cosines) for case, cosines in directions.items()}
     agreed = next(iter(axes.values())) if len(set(axes.values())) == 1 else None
     transposed = None if agreed is None else list(transpose_forward).index(agreed)
     if not pairs:
-        return MirrorDecision(ALL_AXES, transposed, pairs, "no label exists for both sides of the body", None)
+        alone = [name for name in label_names if any(_side_of_word(token.lower()) for token in _TOKEN.findall(name))]
+        but = f" (one side alone: {_listed(alone)})" if alone else ""
+        return MirrorDecision(ALL_AXES, transposed, pairs, f"no label exists for both sides of the body{but}", None)
     named = f"left and right have labels of their own ({_listed([' / '.join(pair) for pair in pairs])})"
     if transposed is not None:
         allowed = tuple(axis for axis in ALL_AXES if axis != transposed)
@@ -157,7 +166,7 @@ def _readings(name: str) -> list[_Reading]:
     """All ways to read `name` as (side, the rest of its tokens), the surest first.
 
     Words for the side come before single letters, which may mean other things beside them ('left_L1_root'); a side
-    glued to a token ('rkid', 'LAG') counts only in names without either.
+    glued to a token ('rkid', 'LUL') counts only in names without either.
     """
     tokens = _TOKEN.findall(name)
     lowered = [token.lower() for token in tokens]
@@ -173,20 +182,19 @@ def _readings(name: str) -> list[_Reading]:
             return [(side, rest) for rest in dict.fromkeys(rests)]
         if len(set(sides)) > 1:  # both sides in one name: no side
             return []
-    return [reading for side in _LETTERS if (reading := _glued_reading(lowered, side)) is not None]
+    return _glued_readings(lowered)
 
 
-def _glued_reading(tokens: list[str], side: str) -> _Reading | None:
-    """The side written into a token: 'leftkidney', 'kidneyleft', 'lkidney', 'rib_L1'."""
-    if not tokens:
-        return None
+def _glued_readings(tokens: list[str]) -> list[_Reading]:
+    """A side written into one of the tokens; most of these readings mean nothing, and find no partner."""
+    found: dict[_Reading, None] = {}
     for position, token in enumerate(tokens):
-        if token.startswith(side) or token.endswith(side):
-            return side, (*tokens[:position], token.replace(side, "", 1), *tokens[position + 1 :])
-        if re.fullmatch(rf"{_LETTERS[side]}\d+", token):
-            return side, (*tokens[:position], token[1:], *tokens[position + 1 :])
-    first, *others = tokens
-    return (side, (first[1:], *others)) if first.startswith(_LETTERS[side]) else None
+        for side in _LETTERS:
+            for match in (_GLUED_FIRST[side].match(token), _GLUED_LAST[side].search(token)):
+                if match is not None:
+                    rest = token[: match.start()] + token[match.end() :]
+                    found[side, (*tokens[:position], *([rest] if rest else []), *tokens[position + 1 :])] = None
+    return list(found)
 
 
 def _side_of_word(token: str) -> str | None:

@@ -11,9 +11,11 @@ import pytest
 import SimpleITK as sitk
 
 from diffseg_nnunet import registry
+from diffseg_nnunet.cli.app import run
 from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.pipeline.planning import PlanRequest, plan
 from diffseg_nnunet.pipeline.project import Project
+from diffseg_nnunet.planning.decisions import shown
 from diffseg_nnunet.workspace import Workspace
 
 
@@ -79,3 +81,40 @@ def test_unchanged_plans_are_not_made_again(project: Project) -> None:
     stamp = project.plans_path.stat().st_mtime_ns
     plan(project, light(backbone="plain"))
     assert project.plans_path.stat().st_mtime_ns == stamp
+
+
+def test_a_plan_is_explained_and_not_made_again(
+    project: Project, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    options = "--backbone plain --base-features 12 --gpu-memory 1 --spacing 6 3 3 --coordinates none"
+    assert run(["plan", "1", "--json", *options.split()]) == 0
+    planned, stamp = capsys.readouterr(), project.plans_path.stat().st_mtime_ns
+    assert "planning for 1 GiB (requested)" in planned.err
+    # the options it was made with need no repetition
+    assert run(["plan", "1", "--json"]) == 0
+    machines = capsys.readouterr()
+    assert run(["plan", "1", "--explain"]) == 0
+    people = capsys.readouterr()
+    assert project.plans_path.stat().st_mtime_ns == stamp
+    assert machines.out == planned.out
+    assert machines.err == people.err == ""
+    explained = json.loads(machines.out)
+    assert (explained["dataset"], explained["plans"]) == (project.name, str(project.plans_path))
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in people.out.splitlines() if "│" in line]
+    assert rows == [[d["scope"], d["what"], shown(d["value"]), d["why"]] for d in explained["decisions"]]
+    values = {(d["scope"], d["what"]): d["value"] for d in explained["decisions"]}
+    training = project.plans()["diffseg"]["configurations"]["3d_fullres"]["training"]
+    assert values["3d_fullres", "patch of training, voxels"] == training["patch_size"]
+    assert values["3d_fullres", "batch of training"] == training["batch_size"]
+    assert values["3d_fullres", "features"][:2] == [12, 24]
+    assert values["data set", "mirrored axes"] == [0, 1]
+    assert values["data set", "coordinates"] == "none"
+    assert "asked for (--spacing)" in people.out
+
+
+def test_a_refusal_leaves_standard_output_empty(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["plan", "1", "--json", "--gpu-memory", "nothing"]) == 2
+    finished = capsys.readouterr()
+    assert finished.out == ""
+    assert "'nothing' is not a memory budget" in finished.err

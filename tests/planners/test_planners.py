@@ -22,6 +22,7 @@ from diffseg_nnunet.coordinates.head import CoordinateSettings
 from diffseg_nnunet.diffusion.gaussian import DiffusionSettings
 from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.planners import DiffSegFingerprintExtractor, DiffSegPlainPlanner, DiffSegPlanner
+from diffseg_nnunet.planning.explanation import explain
 from diffseg_nnunet.planning.hardware import MemoryBudget
 from diffseg_nnunet.planning.section import allowed_mirror_axes, diffseg_section, stage_plan
 from diffseg_nnunet.trainers import DiffSegPretrainer
@@ -191,6 +192,22 @@ def test_left_and_right_are_not_to_be_mirrored(plan: Plan) -> None:
     assert allowed_mirror_axes(plans, 2) == (0,)
 
 
+@pytest.mark.parametrize(("reader", "axes"), [("Tiff3DIO", ()), ("NibabelIOWithReorient", (0, 1)), (None, (1, 2))])
+def test_the_reader_decides_what_directions_mean(
+    plan: Plan, workspace: Workspace, monkeypatch: pytest.MonkeyPatch, reader: str | None, axes: tuple[int, ...]
+) -> None:
+    """A TIFF has no direction cosines, a reorienting reader ignores them, all others keep the axes of the file."""
+    dataset_json = workspace.raw / LABELLED / "dataset.json"
+    kept = dataset_json.read_text()
+    first_axis_to_the_left = (0.0, 0, 1, 0, 1, 0, 1, 0, 0)
+    monkeypatch.setattr("diffseg_nnunet.planners.planner.header_direction", lambda _: first_axis_to_the_left)
+    try:
+        write_json(dataset_json, json.loads(kept) | ({"overwrite_image_reader_writer": reader} if reader else {}))
+        assert allowed_mirror_axes(plan(), 3) == axes
+    finally:
+        dataset_json.write_text(kept)
+
+
 def test_target_spacing_can_be_chosen(plan: Plan) -> None:
     """Given in array order, (z, y, x); nnU-Net puts the axis of the coarsest voxels first."""
     plans = plan(spacing=[2.0, 2.0, 3.0])
@@ -237,6 +254,23 @@ def test_cascades_have_no_pretraining_of_their_last_stage(plan: Plan, workspace:
     # a plan for more memory needs no cascade, and leaves none behind
     again = plan()
     assert {"2d", "3d_fullres"} == set(again["configurations"]) == set(diffseg_section(again)["configurations"])
+
+
+def test_every_planned_configuration_is_explained(plan: Plan, workspace: Workspace) -> None:
+    """The reasons found from the fingerprint alone are those by which nnU-Net planned."""
+    plans = plan(budget=MemoryBudget(0.01, "test"), base_features=32)
+    fingerprint = json.loads((workspace.preprocessed / LABELLED / "dataset_fingerprint.json").read_text())
+    decisions = {(each.scope, each.what): each for each in explain(plans, fingerprint)}
+    assert {scope for scope, _ in decisions} == {"data set", *plans["configurations"]}
+    for name, stages in diffseg_section(plans)["configurations"].items():
+        for stage in ("training", "pretraining"):
+            if stage in stages:
+                assert decisions[name, f"patch of {stage}, voxels"].value == stages[stage]["patch_size"]
+                assert decisions[name, f"batch of {stage}"].value == stages[stage]["batch_size"]
+                assert decisions[name, f"memory of {stage}, GiB"].value["peak"] == stages[stage]["predicted_peak_gib"]
+    assert decisions["3d_fullres", "target spacing, mm"].why.startswith("median of the 2 cases")
+    assert decisions["3d_lowres", "planned"].value is True
+    assert decisions["3d_cascade_fullres", "pretraining"].value is None
 
 
 def test_custom_configurations_are_kept(plan: Plan, workspace: Workspace) -> None:

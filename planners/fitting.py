@@ -35,6 +35,8 @@ SMALLEST_EDGE = 4  # voxels, nnU-Net's, where the network is coarsest
 FEWEST_STAGES = 3
 _POOLED_TWICE = 24  # voxels of an axis that is surely pooled twice, be it the only one
 _NO_LIMIT = 999_999
+# of one voxel of a batch, where the search begins: a plain 3D network's at 128 x 128 x 128 voxels
+_GIB_PER_FEATURE, _GIB_PER_CLASS = 4.4e-8, 2e-8
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,8 @@ class Fitting:
         def memory(choice: Choice) -> PeakMemory:
             return self.training_memory(self.shape(architecture_of(choice), choice, extra_channels))
 
-        choice, _ = best_fit(ladder, lambda choice: memory(choice).total_gib, self.budget_gib)
+        guess = self._voxels_that_may_fit(ladder[0], architecture_of(ladder[0]))
+        choice = best_fit(ladder, lambda choice: memory(choice).total_gib, self.budget_gib, guess)
         return Fitted(choice, memory(choice))
 
     def fit_pretraining(self, ladder: Sequence[Choice], architecture: Mapping[str, Any]) -> Fitted:
@@ -162,8 +165,14 @@ class Fitting:
         def memory(choice: Choice) -> PeakMemory:
             return self.pretraining_memory(self.shape(architecture, choice))
 
-        choice, _ = best_fit(ladder, lambda choice: memory(choice).total_gib, self.budget_gib)
+        guess = self._voxels_that_may_fit(ladder[0], architecture)
+        choice = best_fit(ladder, lambda choice: memory(choice).total_gib, self.budget_gib, guess)
         return Fitted(choice, memory(choice))
+
+    def _voxels_that_may_fit(self, choice: Choice, architecture: Mapping[str, Any]) -> int:
+        per_voxel = _GIB_PER_FEATURE * architecture["arch_kwargs"]["features_per_stage"][0]
+        per_voxel += _GIB_PER_CLASS * self.heads
+        return round(max(0.0, self.budget_gib - self.allowances.context_gib) / per_voxel)
 
     def inference(
         self, architecture: Mapping[str, Any], patch: Patch, median: Sequence[int], largest: Sequence[int]

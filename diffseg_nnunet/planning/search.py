@@ -154,8 +154,9 @@ def pretraining_ladder(
     most = _LARGER_BATCHES * max(smallest, planned.batch) * size
     choices = []
     for patch in patches:
+        largest_batch = min(most_patches(patch), most_patches(planned.patch), most // math.prod(patch))
         large = math.prod(patch) >= _ABOUT_AS_LARGE * size
-        batches = _batches(smallest, min(most_patches(patch), most // math.prod(patch)) if large else smallest, group)
+        batches = _batches(smallest, largest_batch if large else smallest, group)
         choices += [Choice(patch, batch, planned.key) for batch in batches]
 
     def preference(choice: Choice) -> tuple[float, ...]:
@@ -165,32 +166,45 @@ def pretraining_ladder(
     return _one_a_band(choices, preference)
 
 
-def best_fit(ladder: Sequence[Choice], gib_of: Callable[[Choice], float], budget_gib: float) -> tuple[Choice, float]:
-    """The last choice before the first that no longer fits, and its memory in GiB.
+def best_fit(
+    ladder: Sequence[Choice], gib_of: Callable[[Choice], float], budget_gib: float, first_guess: int | None = None
+) -> Choice:
+    """The last choice before the first that no longer fits.
 
     Args:
         ladder: choices, voxels rising.
-        gib_of: measures a choice; expected to be kept by the caller.
+        gib_of: measures a choice.
         budget_gib: to stay within.
+        first_guess: voxels that may fit.
 
     Raises:
         NothingFitsError: not even the first one fits.
     """
+    known: dict[int, float] = {}
     low, high = -1, len(ladder)  # the last known to fit, the first known not to
-    index, memory = len(ladder) // 2, 0.0
+    guess = ladder[len(ladder) // 2].voxels if first_guess is None else first_guess
     while high - low > 1:
-        gib = gib_of(ladder[index])
+        below = sum(choice.voxels <= guess for choice in ladder) - 1
+        index = min(max(below, low + 1), high - 1)
+        known[ladder[index].voxels] = gib = gib_of(ladder[index])
         if gib <= budget_gib:
-            low, memory = index, gib
+            low = index
         else:
             high = index
-        # memory rises with the voxels, and less than in proportion: the guess is mended by what is known already
-        wanted = ladder[index].voxels * budget_gib / gib
-        guess = sum(choice.voxels <= wanted for choice in ladder) - 1
-        index = min(max(guess, low + 1), high - 1)
+        guess = _voxels_at(budget_gib, known)
     if low < 0:
-        raise NothingFitsError(ladder[0], gib_of(ladder[0]))
-    return ladder[low], memory
+        raise NothingFitsError(ladder[0], known[ladder[0].voxels])
+    return ladder[low]
+
+
+def _voxels_at(gib: float, known: dict[int, float]) -> float:
+    """Where the line through the two closest measurements reaches `gib`; through one and the origin at first."""
+    closest = sorted(known, key=lambda voxels: abs(known[voxels] - gib))[:2]
+    if len(closest) == 1:
+        return closest[0] * gib / known[closest[0]]
+    (x0, y0), (x1, y1) = ((voxels, known[voxels]) for voxels in closest)
+    slope = (y1 - y0) / (x1 - x0)
+    return x0 + (gib - y0) / slope if slope > 0 else x0
 
 
 def _one_a_band(choices: Iterable[Choice], preference: Callable[[Choice], tuple[float, ...]]) -> list[Choice]:

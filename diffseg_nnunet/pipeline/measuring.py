@@ -26,22 +26,13 @@ from diffseg_nnunet import registry
 from diffseg_nnunet.atomic import write_json
 from diffseg_nnunet.errors import BadInputError, StageFailedError
 from diffseg_nnunet.pipeline.project import Project
-from diffseg_nnunet.planning.hardware import (
-    GIB,
-    Gpu,
-    no_gpu_reason,
-    only_gpu,
-    smallest_gpu,
-    visible_gpus,
-)
+from diffseg_nnunet.planning.hardware import GIB, Gpu, no_gpu_reason, only_gpu, smallest_gpu, visible_gpus
 from diffseg_nnunet.planning.section import STAGES, diffseg_section, set_batch_size, stage_plan
 from diffseg_nnunet.planning.stepping import fits, smaller_budget, step_down
-from diffseg_nnunet.training.settings import PATCHES_PER_SCAN, PretrainingSettings, TrainingSettings
 
 WARM_UP, STEPS = 2, 3
 _MOST_WARM_UP = 20
 _TRAINERS = {"pretraining": "pretrain", "training": "finetune"}
-_GROUPS = {"pretraining": PATCHES_PER_SCAN, "training": 1}
 _SMALLEST_BATCH = 2  # nnU-Net's, and one pair of the pretraining
 _MEMORY_ERRORS = ("out of memory", "ALLOC_FAILED", "unable to find an engine", "Unable to find a valid cuDNN algorithm")
 
@@ -187,7 +178,8 @@ def _measure_stage(project: Project, configuration: str, stage: str, gpu: Gpu) -
         # torch's figures are without the CUDA context, for which the plan's budget has room
         return reading.reserved_gib + context
 
-    trial = step_down(first, _GROUPS[stage], min(first, _SMALLEST_BATCH), budget, peak)[-1]
+    group = registry.load("trainers", _TRAINERS[stage]).samples_per_group
+    trial = step_down(first, group, min(first, _SMALLEST_BATCH), budget, peak)[-1]
     if trial.peak_gib is not None:
         reading = readings[trial.batch_size]
         record(project, configuration, stage, trial.batch_size, reading)
@@ -362,6 +354,8 @@ def scratch_folders(order: Order) -> Iterator[None]:
 def build_trainer(order: Order, device: Any) -> Any:
     """The stage's trainer by the plans, initialised, in the epoch that takes most memory; within
     :func:`scratch_folders`."""
+    from diffseg_nnunet.training.settings import PretrainingSettings, TrainingSettings
+
     trainer_class = registry.load("trainers", _TRAINERS[order.stage])
     plans = {**order.plans, "continue_training": False}
     trainer = trainer_class(plans, order.configuration, 0, order.dataset_json, device=device)

@@ -33,6 +33,7 @@ _MEMORY_FOR_WORKERS = 0.5  # the rest is for training itself, for other programs
 
 _ROOT = Path("/")
 _CGROUP_MOUNT = Path("sys/fs/cgroup")
+_FIRST_WITH_BFLOAT16 = 8  # major compute capability: Ampere
 _BF16_FLAGS = ("amx_bf16", "avx512_bf16", "bf16")
 
 
@@ -45,12 +46,14 @@ class Gpu:
         name: as the driver reports it.
         free_gib: memory nobody holds now, GiB.
         total_gib: all its memory, GiB.
+        bfloat16: whether it computes in bfloat16, which pretraining then does.
     """
 
     index: int
     name: str
     free_gib: float
     total_gib: float
+    bfloat16: bool = True
 
 
 @dataclass(frozen=True)
@@ -63,11 +66,13 @@ class MemoryBudget:
         gib: the budget, GiB.
         source: one phrase for the user.
         gpus: how many GPUs are visible; 0 without any.
+        bfloat16: whether all of them compute in bfloat16; True without any.
     """
 
     gib: float
     source: str
     gpus: int = 0
+    bfloat16: bool = True
 
 
 def usable_cores(root: Path = _ROOT) -> int:
@@ -212,7 +217,7 @@ def _gpus_of_this_process() -> list[Gpu]:
             free, total = torch.cuda.mem_get_info(index)
         except RuntimeError:  # too full for a context, or in exclusive use: nothing can be had
             free, total = 0, properties.total_memory
-        gpus.append(Gpu(index, properties.name, free / GIB, total / GIB))
+        gpus.append(Gpu(index, properties.name, free / GIB, total / GIB, _computes_bfloat16(index)))
     return gpus
 
 
@@ -221,6 +226,13 @@ def gpu_count() -> int:
     import torch
 
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def _computes_bfloat16(index: int) -> bool:
+    """As torch.cuda.is_bf16_supported without emulation, of any GPU and without making it the current one."""
+    import torch
+
+    return torch.version.hip is not None or torch.cuda.get_device_capability(index)[0] >= _FIRST_WITH_BFLOAT16
 
 
 def only_gpu(gpu: Gpu) -> dict[str, str]:
@@ -291,7 +303,8 @@ def memory_budget(requested: str | float) -> MemoryBudget:
             f"'{requested}' is not a memory budget.",
             f"Give a number of GiB, at least {SMALLEST_BUDGET_GIB:g}, or 'auto'.",
         )
-    return MemoryBudget(gib, "requested", gpu_count())
+    count = gpu_count()
+    return MemoryBudget(gib, "requested", count, all(map(_computes_bfloat16, range(count))))
 
 
 def _automatic_budget(gpus: list[Gpu]) -> MemoryBudget:
@@ -307,7 +320,7 @@ def _automatic_budget(gpus: list[Gpu]) -> MemoryBudget:
         )
     smallest = "" if len(gpus) == 1 else f", the smallest of {len(gpus)}"
     source = f"{gpu.free_gib:.1f} GiB free on GPU {gpu.index} ({gpu.name}{smallest}), {GPU_RESERVE_GIB:g} GiB reserved"
-    return MemoryBudget(gib, source, len(gpus))
+    return MemoryBudget(gib, source, len(gpus), all(gpu.bfloat16 for gpu in gpus))
 
 
 def smallest_gpu(gpus: list[Gpu]) -> Gpu:

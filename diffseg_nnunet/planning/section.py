@@ -63,7 +63,8 @@ def set_batch_size(plans: dict[str, Any], configuration: str, stage: str, batch_
     """Change a stage's batch in place, for our trainers and, where it is the training's, for stock nnU-Net's too.
 
     The prediction follows it: what is held for each patch (batch and activations) in proportion, the rest as it was.
-    Where the parts are not known, all of it in proportion. Configurations that inherit the batch (a cascade's) follow.
+    Where the parts are not known, all of it in proportion. A cascade's last stage, which
+    inherits from this one and reads more, gets no larger a batch.
     """
     planned = stage_plan(plans, configuration, stage)
     ratio = batch_size / planned["batch_size"]
@@ -78,6 +79,7 @@ def set_batch_size(plans: dict[str, Any], configuration: str, stage: str, batch_
         planned["predicted_peak_gib"] = round(planned["predicted_peak_gib"] * ratio, 3)
     if stage == "training":
         plans["configurations"][configuration]["batch_size"] = batch_size
-        for name, heir in plans["configurations"].items():
-            if heir.get("inherits_from") == configuration and "batch_size" not in heir:
+        for name, stages in diffseg_section(plans)["configurations"].items():
+            heir = plans["configurations"][name].get("inherits_from") == configuration
+            if heir and stages[stage]["batch_size"] > batch_size:
                 set_batch_size(plans, name, stage, batch_size)

@@ -191,7 +191,8 @@ def test_exported_augmentation_workers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("requested", [11, 11.0, "11", " 11.0 "])
 def test_a_requested_budget(requested: str | float) -> None:
-    assert hardware.memory_budget(requested) == MemoryBudget(11.0, "requested", hardware.gpu_count())
+    budget = hardware.memory_budget(requested)
+    assert budget == MemoryBudget(11.0, "requested", hardware.gpu_count(), budget.bfloat16)
 
 
 @pytest.mark.parametrize("requested", ["lots", "", "8GB", 0, -4, "0.5", 0.99, "nan", "inf", math.nan, None])
@@ -207,7 +208,13 @@ def test_automatic_budget_takes_the_smallest_gpu() -> None:
     assert budget.gib <= 10.57 - hardware.GPU_RESERVE_GIB
     assert "Small" in budget.source
     assert "GPU 1" in budget.source
-    assert budget.gpus == 2
+    assert (budget.gpus, budget.bfloat16) == (2, True)
+
+
+def test_one_gpu_without_bfloat16_counts_for_all() -> None:
+    gpus = [Gpu(0, "Tesla T4", 14.5, 14.7, bfloat16=False), Gpu(1, "NVIDIA L40S", 43.9, 44.4)]
+    assert not hardware._automatic_budget(gpus).bfloat16
+    assert hardware._automatic_budget([]).bfloat16
 
 
 def test_automatic_budget_of_a_mig_instance() -> None:

@@ -123,7 +123,9 @@ def main() -> None:
     make_plans(workspace, plans)
     if options.plan_only:
         return
-    (gpu, *_) = visible_gpus()
+    gpus = visible_gpus()
+    gpu = max(gpus, key=lambda each: each.free_gib)
+    os.environ.update(only_gpu(gpu, gpus))
     rows = list(_measured(workspace, plans, gpu, options))
     if options.only is None:
         write_section("planned-memory" + ("-compiled" if options.compile else ""), report(rows, options))
@@ -253,7 +255,7 @@ def _measured(workspace: Workspace, plans: Iterable[Plan], gpu: Gpu, options: ar
             shape = "x".join(map(str, (*row.patch, row.batch)))
 
             def compute(project: Project = project, row: Row = row) -> dict[str, Any]:
-                return {"reading": _reading(project, row, gpu, options.within_budget)}
+                return {"reading": _reading(project, row, options.within_budget)}
 
             if row.predicted_reserved > gpu.free_gib:
                 reading: Any = TOO_LARGE
@@ -278,11 +280,11 @@ def _predicted(project: Project, plan: Plan, stage: str) -> Row:
     return Row(plan, stage, patch, batch, total, allocated, reserved, estimate, "")
 
 
-def _reading(project: Project, row: Row, gpu: Gpu, within_budget: bool) -> dict[str, Any] | str:
+def _reading(project: Project, row: Row, within_budget: bool) -> dict[str, Any] | str:
     limit = row.plan.budget_gib - (row.predicted - row.predicted_reserved) if within_budget else None
     plan = row.plan
     order = Order(project.plans(), project.dataset_json(), plan.configuration, row.stage, limit_gib=limit)
-    reading = run_order(project, order, only_gpu(gpu))
+    reading = run_order(project, order)
     return OUT_OF_MEMORY if reading is None else asdict(reading)
 
 

@@ -110,11 +110,12 @@ def measure(project: Project, configurations: Sequence[str] | None = None) -> di
         StageFailedError: a step failed for another reason than memory.
     """
     require_gpu()
-    gpu = smallest_gpu(visible_gpus())
+    gpus = visible_gpus()
+    gpu = smallest_gpu(gpus)
     plans, misfits = project.plans(), []
     project.reporter.info(f"measuring on GPU {gpu.index} ({gpu.name}, {gpu.free_gib:.1f} GiB free)")
     for configuration, stage in stages_to_measure(plans, configurations):
-        misfit = _measure_stage(project, configuration, stage, gpu)
+        misfit = measure_stage(project, configuration, stage, gpu, only_gpu(gpu, gpus))
         if misfit is not None:
             misfits.append(misfit)
     if misfits:
@@ -161,7 +162,16 @@ def refusal(misfits: Sequence[Misfit]) -> BadInputError:
     return BadInputError(message, f"Plan again with --gpu-memory {min(budgets):g}, and the other options it had.")
 
 
-def _measure_stage(project: Project, configuration: str, stage: str, gpu: Gpu) -> Misfit | None:
+def measure_stage(
+    project: Project, configuration: str, stage: str, gpu: Gpu, variables: Mapping[str, str], device: str = "cuda"
+) -> Misfit | None:
+    """Measure one stage, step it down where it must be, and write the result into the plan.
+
+    Args:
+        gpu: that is measured on.
+        variables: by which a process sees it.
+        device: "cpu" takes the same steps without any figures.
+    """
     plans = project.plans()
     planned = stage_plan(plans, configuration, stage)
     budget, first = diffseg_section(plans)["memory"]["budget_gib"], planned["batch_size"]
@@ -170,7 +180,7 @@ def _measure_stage(project: Project, configuration: str, stage: str, gpu: Gpu) -
 
     def peak(batch_size: int) -> float | None:
         set_batch_size(plans, configuration, stage, batch_size)
-        reading = run_order(project, Order(plans, project.dataset_json(), configuration, stage), only_gpu(gpu))
+        reading = run_order(project, Order(plans, project.dataset_json(), configuration, stage, device), variables)
         project.reporter.info(_line(configuration, stage, plans, reading))
         if reading is None:
             return None
@@ -296,7 +306,8 @@ def main() -> None:
 
 
 def _end_with_parent() -> None:
-    sys.stdin.read()
+    while os.read(0, 1024):  # not of sys.stdin, whose lock a thread that waits would hold when Python ends
+        pass
     os._exit(1)
 
 

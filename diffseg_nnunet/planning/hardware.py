@@ -235,8 +235,10 @@ def _computes_bfloat16(index: int) -> bool:
     return torch.version.hip is not None or torch.cuda.get_device_capability(index)[0] >= _FIRST_WITH_BFLOAT16
 
 
-def only_gpu(gpu: Gpu) -> dict[str, str]:
-    """Variables by which a child process sees this GPU alone, of those visible here; a MIG instance too."""
+def only_gpu(gpu: Gpu, gpus: list[Gpu]) -> dict[str, str]:
+    """Variables by which a child process sees this one of the GPUs visible here; none where it is the only one."""
+    if len(gpus) < 2:
+        return {}
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = [name.strip() for name in visible.split(",")] if visible else []
     return {"CUDA_VISIBLE_DEVICES": names[gpu.index] if gpu.index < len(names) else str(gpu.index)}

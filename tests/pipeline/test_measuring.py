@@ -16,6 +16,7 @@ from diffseg_nnunet.pipeline import measuring
 from diffseg_nnunet.pipeline.measuring import Misfit, Order, Reading
 from diffseg_nnunet.pipeline.planning import several_gpus_note
 from diffseg_nnunet.pipeline.project import Project
+from diffseg_nnunet.planning.hardware import Gpu
 from diffseg_nnunet.planning.section import set_batch_size, stage_plan
 from diffseg_nnunet.trainers.base import unwrapped
 from diffseg_nnunet.workspace import Workspace
@@ -127,9 +128,15 @@ def test_a_cascade_reads_masks_besides_the_image(order: Order) -> None:
     assert seen == {(2, 1 + foreground, *planned["patch_size"])}
 
 
-def test_a_process_takes_the_steps(project: Project, order: Order) -> None:
-    reading = measuring.run_order(project, order, {"OMP_NUM_THREADS": "1"})
-    assert reading == Reading(0.0, 0.0, 0.0, "cpu", torch.__version__, False, measuring.WARM_UP + measuring.STEPS)
+def test_a_process_takes_the_steps(project: Project) -> None:
+    before = stage_plan(project.plans(), "3d_fullres", "pretraining")
+    variables = {"OMP_NUM_THREADS": "1"}
+    gpu = Gpu(0, "None", 7.0, 8.0)
+    assert measuring.measure_stage(project, "3d_fullres", "pretraining", gpu, variables, "cpu") is None
+    after = stage_plan(project.plans(), "3d_fullres", "pretraining")
+    measured = after.pop("measured")
+    assert after == before
+    assert (measured["gpu"], measured["reserved_gib"], measured["torch"]) == ("cpu", 0, torch.__version__)
     assert "cite" in (project.results / "logs" / "measure.log").read_text()  # nnU-Net's words are no answer
     assert not list(project.results.glob("DiffSeg*"))  # no model's folder is begun
 

@@ -245,14 +245,17 @@ def test_automatic_budget_where_not_even_a_context_can_be_had() -> None:
 
 @pytest.mark.parametrize(
     ("visible", "index", "expected"),
-    [(None, 1, "1"), ("", 1, "1"), ("3, 5", 1, "5"), ("GPU-8f2a", 0, "GPU-8f2a"), ("MIG-1c9e,MIG-77a0", 1, "MIG-77a0")],
+    [(None, 1, "1"), ("3, 5", 1, "5"), ("3,5", 0, "3"), ("GPU-8f2a,GPU-77a0", 1, "GPU-77a0")],
 )
 def test_one_gpu_for_a_child(monkeypatch: pytest.MonkeyPatch, visible: str | None, index: int, expected: str) -> None:
     if visible is None:
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     else:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert hardware.only_gpu(Gpu(index, "Any", 20.0, 24.0)) == {"CUDA_VISIBLE_DEVICES": expected}
+    gpus = [Gpu(number, "Any", 20.0, 24.0) for number in range(2)]
+    assert hardware.only_gpu(gpus[index], gpus) == {"CUDA_VISIBLE_DEVICES": expected}
+    # a MIG instance that is visible by default has no number of its own
+    assert hardware.only_gpu(gpus[0], gpus[:1]) == {}
 
 
 def test_a_process_tells_what_it_sees(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -69,6 +69,8 @@ def plan(
             coordinates=check_choice("--coordinates", coordinates, ("auxiliary", "guidance", "none")),
         )
         plans = plan_stage(project, request)
+        if measure:
+            plans = measuring.measure(project, configuration)
         project.reporter.console.print(plan_table(plans))
         mirroring = plans["diffseg"]["mirroring"]
         project.reporter.info(f"mirroring: {mirroring['reason']}")
@@ -77,8 +79,6 @@ def plan(
         if note := several_gpus_note(plans):
             project.reporter.info(note)
         project.reporter.info(f"plans: {project.plans_path}")
-        if measure:
-            measuring.measure(project, configuration)
 
 
 def plan_table(plans: dict) -> Table:

@@ -135,6 +135,7 @@ class DiffSegPlanning:
             "memory": {
                 "budget_gib": self.options.budget.gib,
                 "budget_source": self.options.budget.source,
+                "gpus": self.options.budget.gpus,
                 "rule": _MEMORY_RULE,
             },
             "mirroring": {

@@ -170,6 +170,14 @@ class DiffSegTrainerBase(nnUNetTrainer):
         """Loaders of training and validation batches, not started."""
         raise NotImplementedError
 
+    def random_batch(self) -> dict[str, Any]:
+        """A batch of noise in the form of the loaders' training batches, after :meth:`initialize`; no data are read."""
+        raise NotImplementedError
+
+    def largest_epoch(self) -> int:
+        """An epoch whose iterations take the most memory of all, after :meth:`initialize`."""
+        return 0
+
     def worker_count(self, loader: SeededLoader) -> int:
         """Processes that make the batches of `loader`: as set, else as exported for nnU-Net, else as fit in.
 

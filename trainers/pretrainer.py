@@ -168,6 +168,22 @@ class DiffSegPretrainer(DiffSegTrainerBase):
         augmentation = PatchAugmentation(self.patch_size, self._is_anisotropic()) if self.settings.augment else None
         return self._loader(pool, augmentation), self._loader(watched, None)
 
+    def random_batch(self) -> dict[str, Any]:
+        scans = self.batch_size // self.samples_per_group
+        shape = tuple(self.patch_size)
+        batch = {
+            "data": torch.randn(self.batch_size, self.num_input_channels, *shape),
+            "mask": torch.ones((self.batch_size, 1, *shape), dtype=torch.bool),
+            "scan": torch.arange(scans).repeat_interleave(self.samples_per_group),
+            "keys": [f"noise_{scan}" for scan in range(scans) for _ in range(self.samples_per_group)],
+        }
+        if self.settings.coordinates.mode != "none":
+            batch["affine"] = torch.eye(3, 4, dtype=torch.float64).expand(self.batch_size, 3, 4).clone()
+        return batch
+
+    def largest_epoch(self) -> int:
+        return self.phases[-1].epochs.start  # the denoiser's, with guidance's regressor frozen beside it
+
     def _is_anisotropic(self) -> bool:
         """Whether turning a patch out of its last two axes would mix voxels of very different size."""
         spacing, patch = self.configuration_manager.spacing, self.patch_size

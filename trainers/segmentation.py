@@ -124,12 +124,7 @@ class DiffSegTrainer(DiffSegTrainerBase):
         patch_size = self.configuration_manager.patch_size
         scales = self._get_deep_supervision_scales()
         rotation, dummy_2d, initial_patch_size, axes = self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
-        labels = {
-            "is_cascaded": self.is_cascaded,
-            "foreground_labels": self.label_manager.foreground_labels,
-            "regions": self.label_manager.foreground_regions if self.label_manager.has_regions else None,
-            "ignore_label": self.label_manager.ignore_label,
-        }
+        labels = self._label_options()
         training_transforms = self.get_training_transforms(
             patch_size, rotation, scales, axes, dummy_2d, self.configuration_manager.use_mask_for_norm, **labels
         )
@@ -140,6 +135,32 @@ class DiffSegTrainer(DiffSegTrainerBase):
             self._loader(training, initial_patch_size, training_transforms),
             self._loader(validation, patch_size, validation_transforms),
         )
+
+    def _label_options(self) -> dict[str, Any]:
+        """What nnU-Net's transforms must know of the labels."""
+        return {
+            "is_cascaded": self.is_cascaded,
+            "foreground_labels": self.label_manager.foreground_labels,
+            "regions": self.label_manager.foreground_regions if self.label_manager.has_regions else None,
+            "ignore_label": self.label_manager.ignore_label,
+        }
+
+    def random_batch(self) -> dict[str, Any]:
+        # nnU-Net's validation transforms give targets their form: regions, deep supervision, the cascade's masks
+        transforms = self.get_validation_transforms(self._get_deep_supervision_scales(), **self._label_options())
+        patch_size = self.configuration_manager.patch_size
+        masks = len(self.label_manager.foreground_labels) if self.is_cascaded else 0
+        samples = []
+        for _ in range(self.batch_size):
+            labels = torch.tensor(self.label_manager.all_labels, dtype=torch.int16)
+            segmentation = labels[torch.randint(len(labels), (2 if masks else 1, *patch_size))]
+            image = torch.randn(self.num_input_channels - masks, *patch_size)
+            samples.append(transforms(image=image, segmentation=segmentation))
+        return {
+            "data": torch.stack([sample["image"] for sample in samples]),
+            "target": [torch.stack(scale) for scale in zip(*(s["segmentation"] for s in samples), strict=True)],
+            "keys": [f"noise_{index}" for index in range(len(samples))],
+        }
 
     def _loader(self, dataset: Any, patch_size: Any, transforms: Any) -> SeededLoader:
         return SeededLoader(

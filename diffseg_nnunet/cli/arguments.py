@@ -32,7 +32,7 @@ Strategy = Annotated[str, typer.Option(help="finetune (from a pretrained network
 
 _CONFIGURATIONS, _FOLDS = ("-c", "--configuration"), ("-f", "--fold")
 _LISTS = {
-    "plan": ("--unlabeled",),
+    "plan": ("--unlabeled", *_CONFIGURATIONS),
     "preprocess": _CONFIGURATIONS,
     "run": ("--unlabeled", *_CONFIGURATIONS, *_FOLDS),
     "predict": (*_CONFIGURATIONS, *_FOLDS),

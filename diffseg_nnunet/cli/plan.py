@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from diffseg_nnunet.cli.arguments import DatasetId, Workspace
+from diffseg_nnunet.cli.arguments import Configurations, DatasetId, Workspace
 from diffseg_nnunet.cli.console import open_project
 
 if TYPE_CHECKING:
@@ -32,13 +32,21 @@ Unlabeled = Annotated[
     list[int] | None,
     typer.Option(metavar="ID ...", help="Data sets whose images join the pretraining pool.", show_default=False),
 ]
+Measure = Annotated[
+    bool,
+    typer.Option(
+        "--measure",
+        help="Then take a few real steps of both stages on the GPU, note their peak memory in the plan, and step down "
+        "what does not fit; of the configurations named with -c, else of those with both stages.",
+    ),
+]
 Coordinates = Annotated[str, typer.Option(help="Coordinates in the pretraining: auxiliary, guidance or none.")]
 Explain = Annotated[bool, typer.Option("--explain", help="Print every decision of the plan, and why.")]
 AsJson = Annotated[
     bool, typer.Option("--json", help="The same as one JSON object on standard output; news go to standard error.")
 ]
 
-_NOT_PLANNED_WITH = ("dataset_id", "explain", "as_json", "workspace")
+_NOT_PLANNED_WITH = ("dataset_id", "explain", "as_json", "measure", "configuration", "workspace")
 
 
 def plan(
@@ -52,11 +60,13 @@ def plan(
     coordinates: Coordinates = "auxiliary",
     explain: Explain = False,
     as_json: AsJson = False,
+    measure: Measure = False,
+    configuration: Configurations = None,
     workspace: Workspace = None,
 ) -> None:
     """Extract the fingerprint and plan both stages: patch, batch and topology.
 
-    --explain and --json alone speak of the plan there is: it is made again only if the data have changed.
+    --explain, --json and --measure alone take the plan there is: it is made again only if the data have changed.
     """
     output = sys.stdout
     with (
@@ -64,9 +74,15 @@ def plan(
         open_project(workspace, dataset_id, news=sys.stderr if as_json else None) as project,
     ):
         from diffseg_nnunet.cli.arguments import check_choice
-        from diffseg_nnunet.pipeline.planning import PlanRequest, explained, last_request
+        from diffseg_nnunet.errors import BadInputError
+        from diffseg_nnunet.pipeline import measuring
+        from diffseg_nnunet.pipeline.planning import PlanRequest, explained, last_request, several_gpus_note
         from diffseg_nnunet.pipeline.planning import plan as plan_stage
 
+        if measure:
+            measuring.require_gpu()  # before the minutes that planning may take
+        elif configuration:
+            raise BadInputError("-c names what --measure measures; planning plans all.", "Leave it out.")
         request = PlanRequest(
             gpu_memory=gpu_memory,
             backbone=backbone,
@@ -75,9 +91,11 @@ def plan(
             unlabelled=tuple(unlabeled or ()),
             coordinates=check_choice("--coordinates", coordinates, ("auxiliary", "guidance", "none")),
         )
-        if (explain or as_json) and not _any_given(context):
+        if (explain or as_json or measure) and not _any_given(context):
             request = last_request(project)
         plans = plan_stage(project, request)
+        if measure:
+            plans = measuring.measure(project, configuration)
         if as_json:
             output.write(json.dumps(_machine_readable(project, explained(project)), indent=2) + "\n")
             return
@@ -92,6 +110,8 @@ def plan(
         project.reporter.info(f"mirroring: {mirroring['reason']}")
         if mirroring["warning"]:
             project.reporter.warn(mirroring["warning"])
+        if note := several_gpus_note(plans):
+            project.reporter.info(note)
         project.reporter.info(f"plans: {project.plans_path}")
 
 
@@ -129,11 +149,14 @@ def plan_table(plans: dict) -> Table:
     """Patch, batch and predicted memory of both stages for each configuration."""
     from rich.table import Table
 
+    from diffseg_nnunet.planning.section import STAGES
+
     memory = plans["diffseg"]["memory"]
     title = f"{plans['dataset_name']}, planned for {memory['budget_gib']:g} GiB"
     table = Table("configuration", "stage", "patch", "batch", "GiB", title=title)
     for name, stages in plans["diffseg"]["configurations"].items():
-        for stage, chosen in sorted(stages.items()):
+        for stage in (stage for stage in STAGES if stage in stages):
+            chosen = stages[stage]
             patch = " × ".join(str(size) for size in chosen["patch_size"])
             table.add_row(name, stage, patch, str(chosen["batch_size"]), f"{chosen['predicted_peak_gib']:.2f}")
     return table

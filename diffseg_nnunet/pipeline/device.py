@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -26,7 +27,8 @@ _HOPELESS = 1.25  # planning's rule is coarse: what it puts a little above the G
 def prepare_device(name: str) -> torch.device:
     """The device for "auto", "cpu" or "cuda"; torch gets the cgroup's cores on the CPU and one thread beside a GPU.
 
-    Processes that torchrun started share the node's cores, and each has a GPU of its own.
+    Processes that torchrun started share the node's cores, and each has a GPU of its own. An exported OMP_NUM_THREADS
+    is a limit.
 
     Raises:
         BadInputError: "cuda" without a GPU.
@@ -34,11 +36,21 @@ def prepare_device(name: str) -> torch.device:
     device = torch.device(resolve_device(name))
     if device.type == "cuda" and processes.world_size() > 1:
         device = torch.device("cuda", processes.local_rank())
-    cores = max(1, usable_cores() // processes.local_world_size())
-    torch.set_num_threads(cores if device.type == "cpu" else 1)
+    torch.set_num_threads(_threads() if device.type == "cpu" else 1)
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True
     return device
+
+
+def _threads() -> int:
+    """Of this process: its share of the usable cores, and no more than OMP_NUM_THREADS where a user exported that."""
+    sharing = processes.local_world_size()
+    cores = max(1, usable_cores() // sharing)
+    first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()  # further numbers are of nested levels
+    exported = int(first) if first.isdecimal() else 0
+    # torchrun itself exports 1 for several processes of a node where the user exported nothing
+    by_torchrun = sharing > 1 and exported == 1
+    return min(cores, exported) if exported and not by_torchrun else cores
 
 
 def release_memory(device: torch.device) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
@@ -13,6 +13,7 @@ from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.planning.decisions import Decision
 from diffseg_nnunet.planning.explanation import explain
 from diffseg_nnunet.planning.hardware import memory_budget, worker_count
+from diffseg_nnunet.planning.section import diffseg_section
 from diffseg_nnunet.raw_dataset import RawDataset, read_json_object
 from diffseg_nnunet.verification import Finding, verify_dataset
 
@@ -169,6 +170,28 @@ def explained(project: Project) -> list[Decision]:
     plans, path = project.plans(), project.preprocessed / "dataset_fingerprint.json"
     fingerprint = read_json_object(path) if path.is_file() else None
     return explain(plans, fingerprint, project.dataset_json().get("numTraining"))
+
+
+def several_gpus_note(plans: Mapping[str, Any]) -> str | None:
+    """What several visible GPUs mean for the planned batches, one line; None for fewer than two."""
+    from diffseg_nnunet.training.processes import fitting_numbers
+    from diffseg_nnunet.training.settings import PATCHES_PER_SCAN
+
+    section = diffseg_section(plans)
+    gpus = section["memory"].get("gpus", 0)
+    if gpus < 2:
+        return None
+    shared = []
+    for name, stages in section["configurations"].items():
+        for stage, group in (("pretraining", PATCHES_PER_SCAN), ("training", 1)):
+            if stage in stages:
+                numbers = [n for n in fitting_numbers(stages[stage]["batch_size"], group) if 1 < n <= gpus]
+                on = " or ".join(map(str, numbers)) or "1 only"
+                shared.append(f"{name} {stage} {on}")
+    return (
+        f"{gpus} GPUs are visible, and each batch is what one of them holds: train one fold on each, or one training "
+        f"on several by torchrun, which share the batch; numbers of GPUs that can: {', '.join(shared)}"
+    )
 
 
 def _plan_inputs(project: Project, request: PlanRequest) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from diffseg_nnunet.pipeline.device import gpu_memory_watched, gpu_of, prepare_d
 from diffseg_nnunet.pipeline.preprocessing import preprocessing_inputs, require_preprocessed
 from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.pipeline.splits import check_fold, ensure_splits
-from diffseg_nnunet.planning.section import diffseg_section, stage_plan
+from diffseg_nnunet.planning.section import STAGES, diffseg_section, stage_plan
 from diffseg_nnunet.training import checkpoint as checkpoints
 from diffseg_nnunet.training import processes
 from diffseg_nnunet.training.settings import PretrainingSettings, TrainingSettings
@@ -165,7 +165,11 @@ def _inputs(project: Project, configuration: str, cases: dict, settings: Trainin
     return {
         "data": preprocessing_inputs(project, configuration),
         "configuration": own,
-        "stages": diffseg_section(plans)["configurations"][configuration],
+        "stages": {
+            stage: {key: planned[key] for key in ("patch_size", "batch_size")}  # not its memory, predicted or measured
+            for stage, planned in diffseg_section(plans)["configurations"][configuration].items()
+            if stage in STAGES
+        },
         "section": section,
         "cases": cases,
         "settings": replace(settings, workers=None).to_json(),

@@ -7,14 +7,17 @@ Importing this module is cheap; torch is imported only by the functions that ask
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
 import shutil
-from dataclasses import dataclass
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from diffseg_nnunet.errors import BadInputError
+from diffseg_nnunet.errors import BadInputError, StageFailedError
 
 GIB = 2**30
 DEVICES = ("auto", "cpu", "cuda")
@@ -30,6 +33,7 @@ _MEMORY_FOR_WORKERS = 0.5  # the rest is for training itself, for other programs
 
 _ROOT = Path("/")
 _CGROUP_MOUNT = Path("sys/fs/cgroup")
+_FIRST_WITH_BFLOAT16 = 8  # major compute capability: Ampere
 _BF16_FLAGS = ("amx_bf16", "avx512_bf16", "bf16")
 
 
@@ -42,26 +46,32 @@ class Gpu:
         name: as the driver reports it.
         free_gib: memory nobody holds now, GiB.
         total_gib: all its memory, GiB.
+        bfloat16: whether it computes in bfloat16, which pretraining then does.
     """
 
     index: int
     name: str
     free_gib: float
     total_gib: float
+    bfloat16: bool = True
 
 
 @dataclass(frozen=True)
 class MemoryBudget:
     """The peak memory a training step may take, and where that number comes from.
 
+    It is one GPU's, however many there are: see :func:`memory_budget`.
+
     Attributes:
         gib: the budget, GiB.
         source: one phrase for the user.
-        bfloat16: whether the GPU computes in bfloat16; pretraining takes float32 where it does not.
+        gpus: how many GPUs are visible; 0 without any.
+        bfloat16: whether all of them compute in bfloat16; True without any.
     """
 
     gib: float
     source: str
+    gpus: int = 0
     bfloat16: bool = True
 
 
@@ -162,19 +172,76 @@ def cpu_bf16_instructions(cpuinfo: Path = Path("/proc/cpuinfo")) -> list[str] | 
 
 
 def visible_gpus() -> list[Gpu]:
-    """The GPUs torch can use, in its order; empty without any.
+    """The GPUs torch can use, in its order, with what others use of them counted; empty without any.
 
-    Asking for the free memory opens a CUDA context of some hundred MiB on each, which is thereby counted as taken.
+    torch alone is asked, not NVML (nvidia-ml-py). What cudaMemGetInfo gives is what this process could get: it counts
+    other users, it is a MIG instance's own where one is visible, and it works on ROCm and WSL. NVML numbers GPUs by PCI
+    slot, before CUDA_VISIBLE_DEVICES and CUDA_DEVICE_ORDER, and gives a MIG instance's memory by its UUID only, so that
+    the mapping would have to be guessed; and why there is no GPU, torch says in the driver's own words
+    (:func:`no_gpu_reason`). What NVML has ahead, that it opens no CUDA context of some hundred MiB on every GPU, a
+    short-lived process has too: it asks here, and its contexts end with it. While it asks, they count as taken, as a
+    training's own would be.
+
+    Raises:
+        StageFailedError: torch sees GPUs, and the process that asks for their memory failed.
     """
     import torch
 
-    if not torch.cuda.is_available():
+    if not torch.cuda.is_available():  # opens no context
         return []
+    return _asked_in_a_process()
+
+
+def _asked_in_a_process() -> list[Gpu]:
+    code = f"from {__name__} import _print_gpus; _print_gpus()"
+    # -P: the installed package, not a folder of that name where the user happens to be
+    asked = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
+    if asked.returncode != 0:
+        words = (asked.stderr.strip() or f"exit code {asked.returncode}").splitlines()[-1]
+        raise StageFailedError(f"The GPUs' free memory cannot be read: {words}.", "See `diffseg doctor`.")
+    return [Gpu(**each) for each in json.loads(asked.stdout.splitlines()[-1])]
+
+
+def _print_gpus() -> None:
+    print(json.dumps([asdict(gpu) for gpu in _gpus_of_this_process()]))
+
+
+def _gpus_of_this_process() -> list[Gpu]:
+    """The same, by contexts in this process."""
+    import torch
+
     gpus = []
     for index in range(torch.cuda.device_count()):
-        free, total = torch.cuda.mem_get_info(index)
-        gpus.append(Gpu(index, torch.cuda.get_device_name(index), free / GIB, total / GIB))
+        properties = torch.cuda.get_device_properties(index)
+        try:
+            free, total = torch.cuda.mem_get_info(index)
+        except RuntimeError:  # too full for a context, or in exclusive use: nothing can be had
+            free, total = 0, properties.total_memory
+        gpus.append(Gpu(index, properties.name, free / GIB, total / GIB, _computes_bfloat16(index)))
     return gpus
+
+
+def gpu_count() -> int:
+    """How many GPUs torch can use; their memory is not asked for."""
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def _computes_bfloat16(index: int) -> bool:
+    """As torch.cuda.is_bf16_supported without emulation, of any GPU and without making it the current one."""
+    import torch
+
+    return torch.version.hip is not None or torch.cuda.get_device_capability(index)[0] >= _FIRST_WITH_BFLOAT16
+
+
+def only_gpu(gpu: Gpu, gpus: list[Gpu]) -> dict[str, str]:
+    """Variables by which a child process sees this one of the GPUs visible here; none where it is the only one."""
+    if len(gpus) < 2:
+        return {}
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = [name.strip() for name in visible.split(",")] if visible else []
+    return {"CUDA_VISIBLE_DEVICES": names[gpu.index] if gpu.index < len(names) else str(gpu.index)}
 
 
 def no_gpu_reason() -> str | None:
@@ -214,10 +281,14 @@ def resolve_device(name: str) -> str:
 
 
 def memory_budget(requested: str | float) -> MemoryBudget:
-    """The peak memory to plan for.
+    """The peak memory to plan for: one GPU's, also where several are visible.
+
+    nnU-Net's batch is that of a whole training, and shared by the processes that train together, so a plan must fit one
+    GPU for one fold to train on each, and on whatever smaller machine comes next. Several GPUs on one training make the
+    same iteration faster, with the same result, and need less memory each.
 
     Args:
-        requested: GiB, as a number or its text, or 'auto': the free memory of the smallest visible GPU less
+        requested: GiB, as a number or its text, or 'auto': what is free on the visible GPU with the least of it, less
             GPU_RESERVE_GIB, rounded down to 0.1 GiB; without a GPU BUDGET_WITHOUT_GPU_GIB.
 
     Raises:
@@ -234,14 +305,15 @@ def memory_budget(requested: str | float) -> MemoryBudget:
             f"'{requested}' is not a memory budget.",
             f"Give a number of GiB, at least {SMALLEST_BUDGET_GIB:g}, or 'auto'.",
         )
-    return MemoryBudget(gib, "requested")
+    count = gpu_count()
+    return MemoryBudget(gib, "requested", count, all(map(_computes_bfloat16, range(count))))
 
 
 def _automatic_budget(gpus: list[Gpu]) -> MemoryBudget:
     if not gpus:
         return MemoryBudget(BUDGET_WITHOUT_GPU_GIB, "no GPU is visible: a common GPU's size is assumed")
     # free memory differs between GPUs of one machine, and any of them may be the one that trains
-    gpu = min(gpus, key=lambda candidate: candidate.free_gib)
+    gpu = smallest_gpu(gpus)
     gib = math.floor((gpu.free_gib - GPU_RESERVE_GIB) * 10) / 10
     if gib < SMALLEST_BUDGET_GIB:
         raise BadInputError(
@@ -250,7 +322,12 @@ def _automatic_budget(gpus: list[Gpu]) -> MemoryBudget:
         )
     smallest = "" if len(gpus) == 1 else f", the smallest of {len(gpus)}"
     source = f"{gpu.free_gib:.1f} GiB free on GPU {gpu.index} ({gpu.name}{smallest}), {GPU_RESERVE_GIB:g} GiB reserved"
-    return MemoryBudget(gib, source)
+    return MemoryBudget(gib, source, len(gpus), all(gpu.bfloat16 for gpu in gpus))
+
+
+def smallest_gpu(gpus: list[Gpu]) -> Gpu:
+    """The one with the least free memory, which is the one a plan has to fit."""
+    return min(gpus, key=lambda candidate: candidate.free_gib)
 
 
 def cgroup_cpu_quota(root: Path = _ROOT) -> float | None:

@@ -10,6 +10,9 @@ from diffseg_nnunet.errors import BadInputError
 PLANS_NAME = "DiffSegPlans"
 SECTION = "diffseg"
 UNLABELLED_SUFFIX = "_unlabelled"
+STAGES = ("pretraining", "training")
+
+_PARTS_OF_PATCHES = ("batch", "activations")
 
 
 def diffseg_section(plans: Mapping[str, Any]) -> dict[str, Any]:
@@ -54,3 +57,29 @@ def allowed_mirror_axes(plans: Mapping[str, Any], dimensions: int) -> tuple[int,
     mirroring = diffseg_section(plans)["mirroring"]
     axes: Sequence[int] = mirroring["allowed_axes_2d" if dimensions == 2 else "allowed_axes"]
     return tuple(axes)
+
+
+def set_batch_size(plans: dict[str, Any], configuration: str, stage: str, batch_size: int) -> None:
+    """Change a stage's batch in place, for our trainers and, where it is the training's, for stock nnU-Net's too.
+
+    The prediction follows it: what is held for each patch (batch and activations) in proportion, the rest as it was.
+    Where the parts are not known, all of it in proportion. A cascade's last stage, which
+    inherits from this one and reads more, gets no larger a batch.
+    """
+    planned = stage_plan(plans, configuration, stage)
+    ratio = batch_size / planned["batch_size"]
+    planned["batch_size"] = batch_size
+    if "memory_gib" in planned:
+        parts = planned["memory_gib"]
+        planned["memory_gib"] = {
+            name: round(gib * ratio, 3) if name in _PARTS_OF_PATCHES else gib for name, gib in parts.items()
+        }
+        planned["predicted_peak_gib"] = round(sum(planned["memory_gib"].values()), 3)
+    else:
+        planned["predicted_peak_gib"] = round(planned["predicted_peak_gib"] * ratio, 3)
+    if stage == "training":
+        plans["configurations"][configuration]["batch_size"] = batch_size
+        for name, stages in diffseg_section(plans)["configurations"].items():
+            heir = plans["configurations"][name].get("inherits_from") == configuration
+            if heir and stages[stage]["batch_size"] > batch_size:
+                set_batch_size(plans, name, stage, batch_size)

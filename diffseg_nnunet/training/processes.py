@@ -114,13 +114,19 @@ def share_of_batch(batch_size: int, group: int, processes: int) -> int:
     """
     groups = batch_size // group
     if groups % processes:
-        fitting = [n for n in range(1, groups + 1) if groups % n == 0]
+        fitting = fitting_numbers(batch_size, group)
         together = ("a pair" if groups == 1 else f"{groups} pairs") if group > 1 else f"{groups} patches"
         raise ValueError(
             f"A batch of {together} cannot be shared equally by {processes} processes; "
             f"these numbers of processes can: {', '.join(map(str, fitting))}."
         )
     return groups // processes * group
+
+
+def fitting_numbers(batch_size: int, group: int) -> list[int]:
+    """The numbers of processes that can share a batch equally, ascending; whole groups of samples stay together."""
+    groups = batch_size // group
+    return [n for n in range(1, groups + 1) if groups % n == 0]
 
 
 def mean_of_rows(rows: Sequence[dict[str, float]]) -> dict[str, float]:

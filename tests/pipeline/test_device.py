@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 import pytest
 import torch
 
 from diffseg_nnunet.errors import BadInputError, StageFailedError
-from diffseg_nnunet.pipeline.device import gpu_memory_watched, gpu_of
-from diffseg_nnunet.planning.hardware import Gpu
+from diffseg_nnunet.pipeline.device import gpu_memory_watched, gpu_of, prepare_device
+from diffseg_nnunet.planning.hardware import Gpu, usable_cores
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -76,6 +77,45 @@ def test_nothing_is_watched_on_a_cpu() -> None:
     assert gpu_of(torch.device("cpu")) is None
     with gpu_memory_watched(None, 1000.0, 7, lambda _: None):
         pass
+
+
+@pytest.fixture
+def threads() -> Iterator[int]:
+    """The number this process has; restored."""
+    before = torch.get_num_threads()
+    yield before
+    torch.set_num_threads(before)
+
+
+TORCHRUN = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize(
+    ("exported", "torchrun", "expected"),
+    [
+        (None, False, usable_cores()),
+        ("", False, usable_cores()),
+        ("1", False, 1),
+        ("1,4", False, 1),  # OpenMP's form for nested levels
+        ("1024", False, usable_cores()),
+        ("all", False, usable_cores()),
+        ("1", True, max(1, usable_cores() // 2)),  # torchrun's own, where the user exported nothing
+        ("1024", True, max(1, usable_cores() // 2)),
+    ],
+)
+def test_exported_threads_are_a_limit(
+    monkeypatch: pytest.MonkeyPatch, exported: str | None, torchrun: bool, expected: int
+) -> None:
+    for name, value in TORCHRUN.items():
+        monkeypatch.setenv(name, value) if torchrun else monkeypatch.delenv(name, raising=False)
+    if exported is None:
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    else:
+        monkeypatch.setenv("OMP_NUM_THREADS", exported)
+    torch.set_num_threads(1)
+    prepare_device("cpu")
+    assert torch.get_num_threads() == expected
 
 
 @needs_gpu

@@ -21,11 +21,14 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from diffseg_nnunet.atomic import write_json
 from diffseg_nnunet.coordinates.head import CoordinateSettings
 from diffseg_nnunet.diffusion.gaussian import DiffusionSettings
+from diffseg_nnunet.planning.adoption import Source
 from diffseg_nnunet.planning.hardware import MemoryBudget
 from diffseg_nnunet.planning.mirroring import MirrorDecision, decide_mirroring, to_2d
 from diffseg_nnunet.planning.section import PLANS_NAME, SECTION
 from diffseg_nnunet.raw_dataset import RawDataset
 from diffseg_nnunet.training.settings import PATCHES_PER_SCAN
+
+from .adoption import AdoptingPlanning
 
 STANDARD_CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres")
 _MEMORY_RULE = "nnU-Net's feature-map rule, scaled from its 8 GiB reference"
@@ -41,6 +44,7 @@ class PlanOptions:
         base_features: channels of the first stage; 32 is nnU-Net's, 16 a light model's (FLARE22's winner).
         unlabelled: names of further data sets whose images join the pretraining pool.
         diffusion, coordinates: settings of the pretraining.
+        source: a checkpoint the networks shall be able to start from.
     """
 
     budget: MemoryBudget = field(default_factory=lambda: MemoryBudget(8.0, "nnU-Net's default"))
@@ -48,6 +52,7 @@ class PlanOptions:
     unlabelled: tuple[str, ...] = ()
     diffusion: DiffusionSettings = field(default_factory=DiffusionSettings)
     coordinates: CoordinateSettings = field(default_factory=CoordinateSettings)
+    source: Source | None = None
 
 
 class DiffSegPlanning:
@@ -169,13 +174,13 @@ class DiffSegPlanning:
         return decide_mirroring(list(self.dataset_json["labels"]), directions, plans["transpose_forward"])
 
 
-class DiffSegPlanner(DiffSegPlanning, ResEncUNetPlanner):
+class DiffSegPlanner(AdoptingPlanning, DiffSegPlanning, ResEncUNetPlanner):
     """Both stages on nnU-Net's residual-encoder U-Net."""
 
     backbone = "resenc"
 
 
-class DiffSegPlainPlanner(DiffSegPlanning, ExperimentPlanner):
+class DiffSegPlainPlanner(AdoptingPlanning, DiffSegPlanning, ExperimentPlanner):
     """Both stages on nnU-Net's plain U-Net."""
 
     backbone = "plain"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -25,6 +26,15 @@ Unlabeled = Annotated[
     list[int] | None,
     typer.Option(metavar="ID ...", help="Data sets whose images join the pretraining pool.", show_default=False),
 ]
+FromCheckpoint = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="CHECKPOINT",
+        help="Plan a network that can start from this checkpoint (of `pretrain`, `train` or stock nnU-Net), with its "
+        "backbone and features.",
+        show_default=False,
+    ),
+]
 Coordinates = Annotated[str, typer.Option(help="Coordinates in the pretraining: auxiliary, guidance or none.")]
 
 
@@ -36,6 +46,7 @@ def plan(
     spacing: Spacing = None,
     unlabeled: Unlabeled = None,
     coordinates: Coordinates = "auxiliary",
+    from_checkpoint: FromCheckpoint = None,
     workspace: Workspace = None,
 ) -> None:
     """Extract the fingerprint and plan both stages: patch, batch and topology."""
@@ -51,9 +62,18 @@ def plan(
             spacing=spacing,
             unlabelled=tuple(unlabeled or ()),
             coordinates=check_choice("--coordinates", coordinates, ("auxiliary", "guidance", "none")),
+            from_checkpoint=None if from_checkpoint is None else str(from_checkpoint.absolute()),
         )
         plans = plan_stage(project, request)
         project.reporter.console.print(plan_table(plans))
+        if (source := plans["diffseg"].get("source")) is not None:
+            for sentence in source["adopted"]:
+                project.reporter.info(f"from {source['checkpoint']}: {sentence}")
+            project.reporter.console.print(transfer_table(source))
+            left_out = set(plans["configurations"]) - set(source["transfer"])
+            if left_out:
+                project.reporter.info(f"not from {source['checkpoint']}: {', '.join(sorted(left_out))}")
+            project.reporter.info(f"start from it with `diffseg train {dataset_id} --pretrained {from_checkpoint}`")
         mirroring = plans["diffseg"]["mirroring"]
         project.reporter.info(f"mirroring: {mirroring['reason']}")
         if mirroring["warning"]:
@@ -72,4 +92,16 @@ def plan_table(plans: dict) -> Table:
         for stage, chosen in sorted(stages.items()):
             patch = " × ".join(str(size) for size in chosen["patch_size"])
             table.add_row(name, stage, patch, str(chosen["batch_size"]), f"{chosen['predicted_peak_gib']:.2f}")
+    return table
+
+
+def transfer_table(source: dict) -> Table:
+    """What of each configuration's network is loaded, adapted or skipped, in shares of its parameters."""
+    from rich.table import Table
+
+    title = f"what starts from {source['checkpoint']} (output layers, which never do, are not counted)"
+    table = Table("configuration", "", "how", "tensors", "share of parameters", title=title)
+    for name, rows in source["transfer"].items():
+        for row in rows:
+            table.add_row(name, row["kind"], row["how"], str(row["tensors"]), f"{row['share']:.1%}")
     return table

@@ -1,0 +1,262 @@
+"""Plans that start from a checkpoint of another data set, and trainings that do."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprint_dataset
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from diffseg_nnunet import registry
+from diffseg_nnunet.errors import BadInputError
+from diffseg_nnunet.pipeline.adoption import read_source
+from diffseg_nnunet.pipeline.planning import PlanRequest, plan, require_planned
+from diffseg_nnunet.pipeline.preprocessing import preprocess
+from diffseg_nnunet.pipeline.project import Project
+from diffseg_nnunet.pipeline.stages import train
+from diffseg_nnunet.planners import DiffSegFingerprintExtractor
+from diffseg_nnunet.planning.hardware import MemoryBudget
+from diffseg_nnunet.trainers import DiffSegPretrainer, DiffSegTrainer
+from diffseg_nnunet.workspace import Workspace
+
+
+class Lines:
+    """Keeps what is reported."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def info(self, text: str) -> None:
+        self.lines.append(text)
+
+    warn = info
+
+    def progress(self, *_: object) -> None:
+        pass
+
+
+def write_dataset(
+    raw: Path, number: int, name: str, channels: list[str], size: tuple[int, ...], spacing: tuple[float, ...]
+) -> None:
+    """Three labelled cases; sizes and spacings are x, y, z."""
+    folder, rng = raw / f"Dataset{number:03}_{name}", np.random.default_rng(number)
+    for part in ("imagesTr", "labelsTr"):
+        (folder / part).mkdir(parents=True)
+    shape = size[::-1]
+    for case in range(3):
+        label = (rng.random(shape) < 0.2).astype(np.uint8)
+        volumes = {
+            f"imagesTr/c{case}_{channel:04}": rng.normal(100 * number, 20, shape) for channel in range(len(channels))
+        }
+        for path, array in {**volumes, f"labelsTr/c{case}": label}.items():
+            image = sitk.GetImageFromArray(array.astype(np.int16 if "images" in path else np.uint8))
+            image.SetSpacing(spacing)
+            sitk.WriteImage(image, str(folder / f"{path}.nii.gz"))
+    content = {
+        "channel_names": {str(index): channel for index, channel in enumerate(channels)},
+        "labels": {"background": 0, "lesion": 1},
+        "numTraining": 3,
+        "file_ending": ".nii.gz",
+    }
+    (folder / "dataset.json").write_text(json.dumps(content))
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
+    """An isotropic CT data set (1), one like it of other intensities (2), and a coarse MR one of four channels (3)."""
+    folder, environment, threads = tmp_path_factory.mktemp("adoption"), dict(os.environ), torch.get_num_threads()
+    torch.set_num_threads(1)
+    workspace = Workspace(*(folder / name for name in ("raw", "preprocessed", "results"))).activate()
+    write_dataset(workspace.raw, 1, "Source", ["CT"], (40, 36, 34), (1.0, 1.0, 1.0))
+    write_dataset(workspace.raw, 2, "Alike", ["CT"], (30, 28, 20), (1.5, 1.5, 1.6))
+    write_dataset(workspace.raw, 3, "Coarse", ["T1", "T2", "FLAIR", "ADC"], (32, 32, 8), (0.8, 0.8, 6.0))
+    yield workspace
+    torch.set_num_threads(threads)
+    os.environ.clear()
+    os.environ.update(environment)
+
+
+def request_of(checkpoint: Path | None = None, **changes: Any) -> PlanRequest:
+    source = {} if checkpoint is None else {"from_checkpoint": str(checkpoint)}
+    return PlanRequest(**{"gpu_memory": "1", "backbone": "plain", "base_features": 4, **source, **changes})
+
+
+def planned(workspace: Workspace, number: int, backbone: str = "plain", checkpoint: Path | None = None) -> dict:
+    """Plans of a data set, whose fingerprint is taken once."""
+    name = workspace.dataset_name(number)
+    if not (workspace.preprocessed / name / "dataset_fingerprint.json").is_file():
+        extract_fingerprint_dataset(number, DiffSegFingerprintExtractor, 1, show_progress_bar=False)
+    source = None if checkpoint is None else read_source(checkpoint)
+    planner = registry.load("planners", source.backbone if source else backbone)(number)
+    planner.configure(budget=MemoryBudget(1.0, "test"), base_features=4, source=source)
+    planner.plan_experiment()
+    return json.loads((workspace.preprocessed / name / "DiffSegPlans.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def checkpoint_of(workspace: Workspace) -> Callable[..., Path]:
+    """Saves a checkpoint of the first data set, untrained, as its trainer does; each once."""
+    made: dict[tuple, Path] = {}
+
+    def make(
+        trainer_class: type = DiffSegPretrainer, configuration: str = "3d_fullres", backbone: str = "plain"
+    ) -> Path:
+        wanted = (trainer_class, configuration, backbone)
+        if wanted not in made:
+            plans = {**planned(workspace, 1, backbone), "continue_training": False}
+            project = Project.open(workspace, 1)
+            # trainers look how the data are stored, which these never read
+            data = project.preprocessed_folder(configuration)
+            data.mkdir(exist_ok=True)
+            (data / "c0.b2nd").touch()
+            device = torch.device("cpu")
+            trainer = trainer_class(plans, configuration, "all", project.dataset_json(), device=device)
+            trainer.initialize()
+            if trainer_class is DiffSegPretrainer:
+                trainer.pool_record = {}
+            path = workspace.results / f"{trainer_class.__name__}_{configuration}_{backbone}.pth"
+            trainer.save_checkpoint(str(path))
+            made[wanted] = path
+        return made[wanted]
+
+    return make
+
+
+@pytest.mark.parametrize("trainer_class", [nnUNetTrainer, DiffSegPretrainer, DiffSegTrainer])
+def test_checkpoints_of_every_trainer_are_read(
+    workspace: Workspace, checkpoint_of: Callable[..., Path], trainer_class: type
+) -> None:
+    path = checkpoint_of(trainer_class)
+    if trainer_class is not DiffSegPretrainer:  # a pickle of more than tensors and plain values
+        content = torch.load(path, weights_only=False)
+        content["logging"]["mean_fg_dice"] = [np.float64(0.5)]
+        torch.save({**content, "_best_ema": np.float32(0.5)}, path)
+        with pytest.raises(pickle.UnpicklingError):
+            torch.load(path, weights_only=True)
+    source = read_source(path)
+    theirs = planned(workspace, 1)["configurations"]["3d_fullres"]
+    assert (source.backbone, source.base_features, source.channels) == ("plain", 4, 1)
+    assert source.architecture == theirs["architecture"]
+    assert list(source.spacing) == theirs["spacing"]
+
+
+def test_a_plan_like_the_checkpoints(workspace: Workspace, checkpoint_of: Callable[..., Path]) -> None:
+    """Spacing, normalisation, backbone and features are taken over, so that every parameter is loaded as it is."""
+    checkpoint = checkpoint_of(nnUNetTrainer)
+    theirs = planned(workspace, 1)
+    project = Project.open(workspace, 2, Lines())
+    plans = plan(project, request_of(checkpoint, backbone="resenc", base_features=32))
+    ours, source = plans["configurations"]["3d_fullres"], plans["diffseg"]["source"]
+    assert ours["spacing"] == theirs["configurations"]["3d_fullres"]["spacing"] == [1.0, 1.0, 1.0]
+    assert ours["normalization_schemes"] == ["CTNormalization"]
+    key = "foreground_intensity_properties_per_channel"
+    assert plans[key] == theirs[key]
+    fingerprint = json.loads((project.preprocessed / "dataset_fingerprint.json").read_text())
+    assert fingerprint[key]["0"]["mean"] > plans[key]["0"]["mean"] + 50  # its own data have others
+    assert (plans["diffseg"]["backbone"], plans["diffseg"]["base_features"]) == ("plain", 4)
+    assert source["checkpoint"] == checkpoint.name
+    assert source["sha256"] == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    assert source["shares"] == {"3d_fullres": {"loaded": 1.0, "adapted": 0.0, "skipped": 0.0}}
+    assert any("none of its code was run" in line for line in project.reporter.lines)
+    manager = PlansManager(plans)
+    configuration = manager.get_configuration("3d_fullres")
+    strides = np.prod(configuration.pool_op_kernel_sizes, axis=0)
+    assert not np.any(np.array(configuration.patch_size) % strides)
+    network = nnUNetTrainer.build_network_architecture(manager, configuration, 1, 2, enable_deep_supervision=False)
+    with torch.no_grad():
+        assert network(torch.zeros(1, 1, *configuration.patch_size)).shape == (1, 2, *configuration.patch_size)
+
+
+@pytest.mark.parametrize("backbone", ["plain", "resenc"])
+def test_a_plan_for_data_unlike_the_checkpoints(
+    workspace: Workspace, checkpoint_of: Callable[..., Path], backbone: str
+) -> None:
+    """Four channels of MR, slices six times as thick: the rest is adapted."""
+    plans = planned(workspace, 3, checkpoint=checkpoint_of(nnUNetTrainer, backbone=backbone))
+    ours, source = plans["configurations"]["3d_fullres"], plans["diffseg"]["source"]
+    assert plans["diffseg"]["backbone"] == backbone
+    assert ours["spacing"] == [6.0, 1.0, 1.0]
+    assert ours["normalization_schemes"] == ["ZScoreNormalization"] * 4
+    assert ours["architecture"]["arch_kwargs"]["kernel_sizes"][0] == [1, 3, 3]
+    assert ours["architecture"]["arch_kwargs"]["features_per_stage"][0] == 4
+    shares = source["shares"]["3d_fullres"]
+    assert shares["skipped"] == 0
+    assert shares["adapted"] > 0
+    hows = [row["how"] for row in source["transfer"]["3d_fullres"] if row["kind"] == "adapted"]
+    assert "1 input channel(s) averaged for 4, kernels 3×3×3 to 1×3×3" in hows
+    assert sum(row["share"] for row in source["transfer"]["3d_fullres"]) == pytest.approx(1, abs=1e-4)
+
+
+def test_a_2d_checkpoint_is_for_slices(workspace: Workspace, checkpoint_of: Callable[..., Path]) -> None:
+    plans = planned(workspace, 3, checkpoint=checkpoint_of(DiffSegTrainer, "2d"))
+    assert plans["configurations"]["2d"]["spacing"] == [1.0, 1.0]
+    assert plans["configurations"]["3d_fullres"]["spacing"] == [6.0, 1.0, 1.0]
+    assert set(plans["diffseg"]["source"]["shares"]) == {"2d"}
+    assert plans["diffseg"]["source"]["shares"]["2d"]["skipped"] == 0
+
+
+def test_a_training_starts_from_the_checkpoint(workspace: Workspace, checkpoint_of: Callable[..., Path]) -> None:
+    """The one that was planned for, adapted; another must fit as it is. A 2D one cannot start a 3D network."""
+    checkpoint = checkpoint_of(nnUNetTrainer)
+    project = Project.open(workspace, 3, Lines())
+    plan(project, request_of(checkpoint))
+    preprocess(project, ["3d_fullres"])
+    with pytest.raises(BadInputError, match=r"give nnUNetTrainer_3d_fullres_plain\.pth, which was planned for"):
+        train(project, "3d_fullres", "all", "cpu")
+    settings = {"iterations": 1, "workers": 0, "initial_lr": 0.0, "precision": "float32"}
+    with pytest.raises(BadInputError, match="does not fit the plan"):
+        train(project, "3d_fullres", "all", "cpu", pretrained=checkpoint_of(), **settings)
+    final = train(project, "3d_fullres", "all", "cpu", pretrained=checkpoint, **settings)
+    assert any("of the parameters" in line and "adapted" in line for line in project.reporter.lines)
+    theirs = read_source(checkpoint).weights
+    ours = read_source(final).weights  # learnt at a rate of zero
+    key = "encoder.stages.0.0.convs.0.conv.weight"
+    torch.testing.assert_close(ours[key], (theirs[key].sum(2, keepdim=True) / 4).expand(-1, 4, -1, -1, -1))
+    bottleneck = max(key for key in ours if key.startswith("encoder.stages.") and key.endswith(".convs.1.conv.weight"))
+    assert torch.equal(ours[bottleneck], theirs[bottleneck])
+    # the plan holds without the file
+    moved = checkpoint.rename(checkpoint.with_suffix(".moved"))
+    require_planned(project)
+    plan(project, request_of(checkpoint, checkpoint_sha256=read_source(moved).sha256))
+    moved.rename(checkpoint)
+
+
+def test_refused_checkpoints(workspace: Workspace, checkpoint_of: Callable[..., Path], tmp_path: Path) -> None:
+    whole = torch.load(checkpoint_of(), weights_only=True)
+    cut = {**whole, "network_weights": {k: v for k, v in whole["network_weights"].items() if "stages.0" in k}}
+    foreign = {**whole, "plans": json.loads(json.dumps(whole["plans"]))}
+    architecture = foreign["plans"]["configurations"]["3d_fullres"]["architecture"]
+    architecture["network_class_name"] = "os.system"
+    other = {**whole, "plans": json.loads(json.dumps(whole["plans"]))}
+    architecture = other["plans"]["configurations"]["3d_fullres"]["architecture"]
+    architecture["network_class_name"] = "dynamic_network_architectures.architectures.primus.Primus"
+    cases: dict[str, tuple[Any, str]] = {
+        "cut": (cut, r"Only .*% of the parameters of 3d_fullres can start from cut\.pth, less than 50%:\n.*skipped"),
+        "no_plans": ({"network_weights": whole["network_weights"]}, "does not say what it was planned with"),
+        "broken_plans": ({**whole, "configuration": "3d_none"}, "plans in .* are not whole"),
+        "foreign": (foreign, "name os.system"),
+        "other": (other, "is of a Primus, which is not planned here.*ResidualEncoderUNet, PlainConvUNet"),
+        "weightless": ({"state_dict": {}}, "holds no 'network_weights'"),
+    }
+    project = Project.open(workspace, 2)
+    for name, (content, message) in cases.items():
+        path = tmp_path / f"{name}.pth"
+        torch.save(content, path)
+        with pytest.raises(BadInputError, match=f"(?s){message}"):
+            planned(workspace, 2, checkpoint=path)
+    shutil.copy(workspace.raw / project.name / "dataset.json", tmp_path / "text.pth")
+    for path, message in ((tmp_path / "text.pth", "cannot be read"), (tmp_path / "gone.pth", "There is no checkpoint")):
+        with pytest.raises(BadInputError, match=message):
+            plan(project, request_of(path))

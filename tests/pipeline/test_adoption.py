@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import pickle
@@ -15,31 +16,37 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprint_dataset
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from rich.console import Console
 
 from diffseg_nnunet import registry
+from diffseg_nnunet.cli.plan import transfer_table
 from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.pipeline.adoption import read_source
 from diffseg_nnunet.pipeline.planning import PlanRequest, plan, require_planned
 from diffseg_nnunet.pipeline.preprocessing import preprocess
 from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.pipeline.stages import train
-from diffseg_nnunet.planners import DiffSegFingerprintExtractor
 from diffseg_nnunet.planning.hardware import MemoryBudget
 from diffseg_nnunet.trainers import DiffSegPretrainer, DiffSegTrainer
 from diffseg_nnunet.workspace import Workspace
 
 
+class BeginningError(Exception):
+    """A training was about to begin."""
+
+
 class Lines:
-    """Keeps what is reported."""
+    """Keeps what is reported, and ends a training that has its weights, before its first iteration."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
 
     def info(self, text: str) -> None:
         self.lines.append(text)
+        if text.startswith("starting from"):
+            raise BeginningError
 
     warn = info
 
@@ -48,10 +55,10 @@ class Lines:
 
 
 def write_dataset(
-    raw: Path, number: int, name: str, channels: list[str], size: tuple[int, ...], spacing: tuple[float, ...]
+    workspace: Workspace, number: int, name: str, channels: list[str], size: tuple[int, ...], spacing: tuple[float, ...]
 ) -> None:
-    """Three labelled cases; sizes and spacings are x, y, z."""
-    folder, rng = raw / f"Dataset{number:03}_{name}", np.random.default_rng(number)
+    """Three labelled cases and their fingerprint; sizes and spacings are x, y, z."""
+    folder, rng = workspace.raw / f"Dataset{number:03}_{name}", np.random.default_rng(number)
     for part in ("imagesTr", "labelsTr"):
         (folder / part).mkdir(parents=True)
     shape = size[::-1]
@@ -71,6 +78,15 @@ def write_dataset(
         "file_ending": ".nii.gz",
     }
     (folder / "dataset.json").write_text(json.dumps(content))
+    statistics = {"mean": 100.0 * number, "std": 20.0, "percentile_00_5": 0.0, "percentile_99_5": 400.0}
+    fingerprint = {
+        "spacings": [spacing[::-1]] * 3,
+        "shapes_after_crop": [shape] * 3,
+        "foreground_intensity_properties_per_channel": {str(index): statistics for index in range(len(channels))},
+        "median_relative_size_after_cropping": 1.0,
+    }
+    (workspace.preprocessed / folder.name).mkdir()
+    (workspace.preprocessed / folder.name / "dataset_fingerprint.json").write_text(json.dumps(fingerprint))
 
 
 @pytest.fixture(scope="module")
@@ -79,9 +95,9 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
     folder, environment, threads = tmp_path_factory.mktemp("adoption"), dict(os.environ), torch.get_num_threads()
     torch.set_num_threads(1)
     workspace = Workspace(*(folder / name for name in ("raw", "preprocessed", "results"))).activate()
-    write_dataset(workspace.raw, 1, "Source", ["CT"], (40, 36, 34), (1.0, 1.0, 1.0))
-    write_dataset(workspace.raw, 2, "Alike", ["CT"], (30, 28, 20), (1.5, 1.5, 1.6))
-    write_dataset(workspace.raw, 3, "Coarse", ["T1", "T2", "FLAIR", "ADC"], (32, 32, 8), (0.8, 0.8, 6.0))
+    write_dataset(workspace, 1, "Source", ["CT"], (40, 36, 34), (1.0, 1.0, 1.0))
+    write_dataset(workspace, 2, "Alike", ["CT"], (30, 28, 20), (1.5, 1.5, 1.6))
+    write_dataset(workspace, 3, "Coarse", ["T1", "T2", "FLAIR", "ADC"], (32, 32, 8), (0.8, 0.8, 6.0))
     yield workspace
     torch.set_num_threads(threads)
     os.environ.clear()
@@ -94,10 +110,8 @@ def request_of(checkpoint: Path | None = None, **changes: Any) -> PlanRequest:
 
 
 def planned(workspace: Workspace, number: int, backbone: str = "plain", checkpoint: Path | None = None) -> dict:
-    """Plans of a data set, whose fingerprint is taken once."""
+    """Plans of a data set by its fingerprint."""
     name = workspace.dataset_name(number)
-    if not (workspace.preprocessed / name / "dataset_fingerprint.json").is_file():
-        extract_fingerprint_dataset(number, DiffSegFingerprintExtractor, 1, show_progress_bar=False)
     source = None if checkpoint is None else read_source(checkpoint)
     planner = registry.load("planners", source.backbone if source else backbone)(number)
     planner.configure(budget=MemoryBudget(1.0, "test"), base_features=4, source=source)
@@ -163,6 +177,12 @@ def test_a_plan_like_the_checkpoints(workspace: Workspace, checkpoint_of: Callab
     assert ours["normalization_schemes"] == ["CTNormalization"]
     key = "foreground_intensity_properties_per_channel"
     assert plans[key] == theirs[key]
+    # the file is needed for new plans only
+    moved = checkpoint.rename(checkpoint.with_suffix(".moved"))
+    require_planned(project)
+    stored = PlanRequest.from_json(project.manifest.stage("plan")["settings"])
+    assert plan(project, stored) == plans
+    moved.rename(checkpoint)
     fingerprint = json.loads((project.preprocessed / "dataset_fingerprint.json").read_text())
     assert fingerprint[key]["0"]["mean"] > plans[key]["0"]["mean"] + 50  # its own data have others
     assert (plans["diffseg"]["backbone"], plans["diffseg"]["base_features"]) == ("plain", 4)
@@ -197,6 +217,13 @@ def test_a_plan_for_data_unlike_the_checkpoints(
     hows = [row["how"] for row in source["transfer"]["3d_fullres"] if row["kind"] == "adapted"]
     assert "1 input channel(s) averaged for 4, kernels 3×3×3 to 1×3×3" in hows
     assert sum(row["share"] for row in source["transfer"]["3d_fullres"]) == pytest.approx(1, abs=1e-4)
+    console = Console(file=io.StringIO(), width=160)
+    console.print(transfer_table(source))
+    shown = console.file.getvalue()
+    for row in source["transfer"]["3d_fullres"]:
+        (line,) = [line for line in shown.splitlines() if f" {row['how']} " in line]
+        assert f" {row['kind']} " in line
+        assert f" {row['share']:.1%} " in line
 
 
 def test_a_2d_checkpoint_is_for_slices(workspace: Workspace, checkpoint_of: Callable[..., Path]) -> None:
@@ -208,29 +235,45 @@ def test_a_2d_checkpoint_is_for_slices(workspace: Workspace, checkpoint_of: Call
 
 
 def test_a_training_starts_from_the_checkpoint(workspace: Workspace, checkpoint_of: Callable[..., Path]) -> None:
-    """The one that was planned for, adapted; another must fit as it is. A 2D one cannot start a 3D network."""
-    checkpoint = checkpoint_of(nnUNetTrainer)
+    """The one that was planned for, adapted; another must fit as it is."""
+    checkpoint, other = checkpoint_of(nnUNetTrainer), checkpoint_of()
+    plans = planned(workspace, 3, checkpoint=checkpoint)
     project = Project.open(workspace, 3, Lines())
-    plan(project, request_of(checkpoint))
     preprocess(project, ["3d_fullres"])
     with pytest.raises(BadInputError, match=r"give nnUNetTrainer_3d_fullres_plain\.pth, which was planned for"):
         train(project, "3d_fullres", "all", "cpu")
-    settings = {"iterations": 1, "workers": 0, "initial_lr": 0.0, "precision": "float32"}
     with pytest.raises(BadInputError, match="does not fit the plan"):
-        train(project, "3d_fullres", "all", "cpu", pretrained=checkpoint_of(), **settings)
-    final = train(project, "3d_fullres", "all", "cpu", pretrained=checkpoint, **settings)
-    assert any("of the parameters" in line and "adapted" in line for line in project.reporter.lines)
-    theirs = read_source(checkpoint).weights
-    ours = read_source(final).weights  # learnt at a rate of zero
+        train(project, "3d_fullres", "all", "cpu", pretrained=other)
+    with pytest.raises(BeginningError):
+        train(project, "3d_fullres", "all", "cpu", pretrained=checkpoint)
+    shares = plans["diffseg"]["source"]["shares"]["3d_fullres"]
+    said = f"{shares['loaded']:.1%} loaded, {shares['adapted']:.1%} adapted, {shares['skipped']:.1%} skipped"
+    assert said in project.reporter.lines[-1]
+
+
+def test_the_trainer_adapts_the_weights(workspace: Workspace, checkpoint_of: Callable[..., Path]) -> None:
+    weights = read_source(checkpoint_of(nnUNetTrainer)).weights
+    plans = {**planned(workspace, 3, checkpoint=checkpoint_of(nnUNetTrainer)), "continue_training": False}
+    project = Project.open(workspace, 3)
+    (project.preprocessed_folder("3d_fullres")).mkdir(exist_ok=True)
+    (project.preprocessed_folder("3d_fullres") / "c0.b2nd").touch()
+    trainer = DiffSegTrainer(plans, "3d_fullres", "all", project.dataset_json(), device=torch.device("cpu"))
+    trainer.initialize()
+    heads = {key: value.clone() for key, value in trainer.network.state_dict().items() if ".seg_layers." in key}
+    adaptation = trainer.adapt_from(weights, "source.pth")
+    ours = trainer.network.state_dict()
     key = "encoder.stages.0.0.convs.0.conv.weight"
-    torch.testing.assert_close(ours[key], (theirs[key].sum(2, keepdim=True) / 4).expand(-1, 4, -1, -1, -1))
-    bottleneck = max(key for key in ours if key.startswith("encoder.stages.") and key.endswith(".convs.1.conv.weight"))
-    assert torch.equal(ours[bottleneck], theirs[bottleneck])
-    # the plan holds without the file
-    moved = checkpoint.rename(checkpoint.with_suffix(".moved"))
-    require_planned(project)
-    plan(project, request_of(checkpoint, checkpoint_sha256=read_source(moved).sha256))
-    moved.rename(checkpoint)
+    torch.testing.assert_close(ours[key], (weights[key].sum(2, keepdim=True) / 4).expand(-1, 4, -1, -1, -1))
+    for key, value in ours.items():
+        if ".seg_layers." in key:
+            assert torch.equal(value, heads[key])
+    loaded = [match.key for match in adaptation.matches if match.kind == "loaded" and "encoder" in match.key]
+    assert loaded
+    assert all(torch.equal(ours[key], weights[key]) for key in loaded)
+    before = {key: value.clone() for key, value in ours.items()}
+    with pytest.raises(BadInputError, match=r"Only 0\.0% of the parameters of 3d_fullres can start from none\.pth"):
+        trainer.adapt_from({}, "none.pth")
+    assert all(torch.equal(value, before[key]) for key, value in trainer.network.state_dict().items())
 
 
 def test_refused_checkpoints(workspace: Workspace, checkpoint_of: Callable[..., Path], tmp_path: Path) -> None:

@@ -133,6 +133,7 @@ class AdoptingPlanning:
             "configuration": source.configuration,
             "adopted": self._adopted(manager, adaptations),
             "shares": {name: _rounded(adaptation.shares()) for name, adaptation in adaptations.items()},
+            "used": {name: round(adaptation.used, _DIGITS) for name, adaptation in adaptations.items()},
             "transfer": {
                 name: [{**row, "share": round(row["share"], _DIGITS)} for row in adaptation.rows()]
                 for name, adaptation in adaptations.items()
@@ -174,8 +175,8 @@ class AdoptingPlanning:
             else:
                 own = " × ".join(f"{each:g}" for each in configuration.spacing)
                 said.append(
-                    f"{name}, spacing: {own} mm; the checkpoint's {mm} mm is taken over on {sum(equal)} axes: within a "
-                    f"factor of {SPACING_FACTOR:g} of the data's, unless --spacing or the configuration says otherwise"
+                    f"{name}, spacing: {own} mm, the checkpoint's {mm} mm on {sum(equal)} of {len(equal)} axes; on the "
+                    f"others it is more than a factor of {SPACING_FACTOR:g} from the data's, or another was chosen"
                 )
             said.append(
                 f"{name}, topology: {ours['n_stages']} of the checkpoint's {theirs['n_stages']} stages, with its "

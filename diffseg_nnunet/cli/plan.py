@@ -70,6 +70,8 @@ def plan(
             for sentence in source["adopted"]:
                 project.reporter.info(f"from {source['checkpoint']}: {sentence}")
             project.reporter.console.print(transfer_table(source))
+            for name, used in source["used"].items():
+                project.reporter.info(f"{name} uses {used:.1%} of the checkpoint's parameters")
             left_out = set(plans["configurations"]) - set(source["transfer"])
             if left_out:
                 project.reporter.info(f"not from {source['checkpoint']}: {', '.join(sorted(left_out))}")

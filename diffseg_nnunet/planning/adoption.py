@@ -136,7 +136,7 @@ def adopt_topology(
     are nnU-Net's own. The network has no more stages than the source's, and ends where nothing is left to pool.
 
     Args:
-        own: nnU-Net's architecture for the patch.
+        own: nnU-Net's architecture for the patch, of the same kind of network.
         source: the checkpoint's.
         same_spacing: whether the data are resampled to the source's spacing.
         patch: size, 2 or 3 axes.
@@ -166,7 +166,8 @@ def adopt_topology(
     arguments["n_conv_per_stage_decoder"] = decoder[len(decoder) - (depth - 1) :]
     factors = [math.prod(column) for column in zip(*strides, strict=True)]
     padded = tuple(-(-int(size) // factor) * factor for size, factor in zip(patch, factors, strict=True))
-    return {**source, "arch_kwargs": arguments}, padded
+    # the network's class by its name of today: older plans have it in a module that is gone
+    return {**source, "network_class_name": own["network_class_name"], "arch_kwargs": arguments}, padded
 
 
 def _axes(value: Any, dimensions: int) -> list[int] | None:

@@ -60,9 +60,15 @@ class Match:
 
 @dataclass(frozen=True)
 class Adaptation:
-    """One match for each tensor of the planned network, output layers aside."""
+    """One match for each tensor of the planned network, output layers aside.
+
+    Attributes:
+        used: part of the source's parameters that the planned network starts from; a shallow network uses little of a
+            deep source.
+    """
 
     matches: tuple[Match, ...]
+    used: float = 0.0
 
     def shares(self) -> dict[str, float]:
         """Parts of the parameters that are loaded, adapted and skipped; they sum to 1."""
@@ -113,7 +119,7 @@ def adapt(target: Mapping[str, Tensor], source: Mapping[str, Tensor]) -> Adaptat
     theirs = _by_role(source)
     ours = _by_role(target)
     first = _first_convolution(ours)
-    matches = []
+    matches, used = [], 0
     for role, (key, tensor) in ours.items():
         count = tensor.numel()
         if role not in theirs:
@@ -121,8 +127,9 @@ def adapt(target: Mapping[str, Tensor], source: Mapping[str, Tensor]) -> Adaptat
             continue
         value, how = _fit(theirs[role][1], tuple(tensor.shape), role.startswith(_UPSAMPLING), role == first)
         kind = SKIPPED if value is None else ADAPTED if how else LOADED
+        used += 0 if value is None else theirs[role][1].numel()
         matches.append(Match(key, kind, how or "as it is", count, value))
-    return Adaptation(tuple(matches))
+    return Adaptation(tuple(matches), used / max(1, sum(tensor.numel() for _, tensor in theirs.values())))
 
 
 def table(adaptation: Adaptation) -> str:

@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import shutil
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -166,6 +167,40 @@ def test_checkpoints_of_every_trainer_are_read(
     assert list(source.spacing) == theirs["spacing"]
 
 
+@pytest.mark.filterwarnings("ignore:Detected old nnU-Net plans format")
+def test_checkpoints_of_older_nnunet_are_read(
+    workspace: Workspace, checkpoint_of: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Their plans state the network in other words, and numpy 1 pickled its numbers under another name."""
+    path = checkpoint_of(nnUNetTrainer)
+    content = torch.load(path, weights_only=False)
+    configuration = content["init_args"]["plans"]["configurations"]["3d_fullres"]
+    arguments = configuration.pop("architecture")["arch_kwargs"]
+    configuration |= {
+        "UNet_class_name": "PlainConvUNet",
+        "UNet_base_num_features": arguments["features_per_stage"][0],
+        "unet_max_num_features": 320,
+        "n_conv_per_stage_encoder": arguments["n_conv_per_stage"],
+        "n_conv_per_stage_decoder": arguments["n_conv_per_stage_decoder"],
+        "num_pool_per_axis": [3, 3, 3],
+        "pool_op_kernel_sizes": arguments["strides"],
+        "conv_kernel_sizes": arguments["kernel_sizes"],
+    }
+    newer, older = tmp_path / "newer.pth", tmp_path / "older.pth"
+    torch.save({**content, "_best_ema": np.float32(0.5)}, newer)
+    with zipfile.ZipFile(newer) as archive, zipfile.ZipFile(older, "w") as written:
+        for name in archive.namelist():
+            data = archive.read(name)
+            if name.endswith("data.pkl"):
+                assert b"numpy._core.multiarray" in data
+                data = data.replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
+            written.writestr(name, data)
+    source, same = read_source(older), read_source(path)
+    assert (source.backbone, source.base_features) == ("plain", 4)
+    for name in ("strides", "kernel_sizes", "features_per_stage", "n_conv_per_stage"):
+        assert source.architecture["arch_kwargs"][name] == same.architecture["arch_kwargs"][name]
+
+
 def test_a_plan_like_the_checkpoints(workspace: Workspace, checkpoint_of: Callable[..., Path]) -> None:
     """Spacing, normalisation, backbone and features are taken over, so that every parameter is loaded as it is."""
     checkpoint = checkpoint_of(nnUNetTrainer)
@@ -221,7 +256,7 @@ def test_a_plan_for_data_unlike_the_checkpoints(
     console.print(transfer_table(source))
     shown = console.file.getvalue()
     for row in source["transfer"]["3d_fullres"]:
-        (line,) = [line for line in shown.splitlines() if f" {row['how']} " in line]
+        (line,) = [line for line in shown.splitlines() if f"│ {row['how']} " in line]
         assert f" {row['kind']} " in line
         assert f" {row['share']:.1%} " in line
 

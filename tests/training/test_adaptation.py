@@ -143,6 +143,7 @@ def test_of_six_stages_four_are_taken_by_resolution(kind: str) -> None:
     source, target = unet(kind, stages=6, seed=1), unet(kind, stages=4, seed=2)
     adaptation = transfer(source, target)
     assert adaptation.shares()["loaded"] == 1
+    assert adaptation.used == pytest.approx(counted(target) / counted(source))
     # nnU-Net counts the decoder's stages from the deepest
     for ours, theirs in ((0, 2), (1, 3), (2, 4)):
         for part in ("stages", "transpconvs"):
@@ -160,6 +161,7 @@ def test_of_six_stages_four_are_there(kind: str) -> None:
     ]
     skipped = sum(parameter.numel() for part in new for parameter in part.parameters())
     assert adaptation.shares()["skipped"] == pytest.approx(skipped / counted(target))
+    assert adaptation.used == 1
     (row,) = [row for row in adaptation.rows() if row["kind"] == "skipped"]
     assert (row["how"], row["parameters"]) == ("stages the checkpoint does not have", skipped)
     state = target.state_dict()

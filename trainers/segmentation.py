@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from diffseg_nnunet.inference.validation import validate_fold
 from diffseg_nnunet.planning.section import allowed_mirror_axes
+from diffseg_nnunet.training.adaptation import Adaptation, adapt, require_share
 from diffseg_nnunet.training.checkpoint import initialise
 from diffseg_nnunet.training.schedules import warmup_poly
 from diffseg_nnunet.training.settings import Strategy, TrainingSettings
@@ -98,6 +99,20 @@ class DiffSegTrainer(DiffSegTrainerBase):
             BadInputError: keys or shapes differ from the plan's; the message lists them.
         """
         return initialise(unwrapped(self.network), weights, source)
+
+    def adapt_from(self, weights: Mapping[str, Tensor], source: str) -> Adaptation:
+        """Take over the weights of a checkpoint the plan was made to start from, adapted where shapes differ, after
+        :meth:`initialize`; what is skipped keeps its random weights, and so do the output layers.
+
+        Raises:
+            BadInputError: too small a share of the network fits; the message holds a table.
+        """
+        network = unwrapped(self.network)
+        own = network.state_dict()
+        adaptation = adapt(own, weights)
+        require_share(adaptation, source, self.configuration_name)
+        network.load_state_dict(adaptation.state_for(own))
+        return adaptation
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, PolyLRScheduler]:
         optimizer, _ = super().configure_optimizers()

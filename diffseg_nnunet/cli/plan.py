@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,6 +17,7 @@ from diffseg_nnunet.cli.console import open_project
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from diffseg_nnunet.pipeline.planning import PlanRequest
     from diffseg_nnunet.pipeline.project import Project
     from diffseg_nnunet.planning.decisions import Decision
 
@@ -40,6 +42,15 @@ Measure = Annotated[
         "what does not fit; of the configurations named with -c, else of those with both stages.",
     ),
 ]
+FromCheckpoint = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="CHECKPOINT",
+        help="Plan a network that can start from this checkpoint (of `pretrain`, `train` or stock nnU-Net), with its "
+        "backbone and features.",
+        show_default=False,
+    ),
+]
 Coordinates = Annotated[str, typer.Option(help="Coordinates in the pretraining: auxiliary, guidance or none.")]
 Explain = Annotated[bool, typer.Option("--explain", help="Print every decision of the plan, and why.")]
 AsJson = Annotated[
@@ -58,6 +69,7 @@ def plan(
     spacing: Spacing = None,
     unlabeled: Unlabeled = None,
     coordinates: Coordinates = "auxiliary",
+    from_checkpoint: FromCheckpoint = None,
     explain: Explain = False,
     as_json: AsJson = False,
     measure: Measure = False,
@@ -90,6 +102,7 @@ def plan(
             spacing=spacing,
             unlabelled=tuple(unlabeled or ()),
             coordinates=check_choice("--coordinates", coordinates, ("auxiliary", "guidance", "none")),
+            from_checkpoint=None if from_checkpoint is None else str(from_checkpoint.absolute()),
         )
         if (explain or as_json or measure) and not _any_given(context):
             request = last_request(project)
@@ -106,6 +119,7 @@ def plan(
             )
         else:
             project.reporter.console.print(plan_table(plans))
+        _tell_source(project, plans, request)
         mirroring = plans["diffseg"]["mirroring"]
         project.reporter.info(f"mirroring: {mirroring['reason']}")
         if mirroring["warning"]:
@@ -113,6 +127,23 @@ def plan(
         if note := several_gpus_note(plans):
             project.reporter.info(note)
         project.reporter.info(f"plans: {project.plans_path}")
+
+
+def _tell_source(project: Project, plans: Mapping[str, Any], request: PlanRequest) -> None:
+    """What the plan took over from a checkpoint; nothing where it was made without."""
+    source = plans["diffseg"].get("source")
+    if source is None:
+        return
+    for sentence in source["adopted"]:
+        project.reporter.info(f"from {source['checkpoint']}: {sentence}")
+    project.reporter.console.print(transfer_table(source))
+    for name, used in source["used"].items():
+        project.reporter.info(f"{name} uses {used:.1%} of the checkpoint's parameters")
+    left_out = set(plans["configurations"]) - set(source["transfer"])
+    if left_out:
+        project.reporter.info(f"not from {source['checkpoint']}: {', '.join(sorted(left_out))}")
+    start = f"`diffseg train {project.id} --pretrained {request.from_checkpoint}`"
+    project.reporter.info(f"start from it with {start}")
 
 
 def _any_given(context: typer.Context) -> bool:
@@ -159,4 +190,16 @@ def plan_table(plans: dict) -> Table:
             chosen = stages[stage]
             patch = " × ".join(str(size) for size in chosen["patch_size"])
             table.add_row(name, stage, patch, str(chosen["batch_size"]), f"{chosen['predicted_peak_gib']:.2f}")
+    return table
+
+
+def transfer_table(source: dict) -> Table:
+    """What of each configuration's network is loaded, adapted or skipped, in shares of its parameters."""
+    from rich.table import Table
+
+    title = f"what starts from {source['checkpoint']} (output layers, which never do, are not counted)"
+    table = Table("configuration", "", "how", "tensors", "share of parameters", title=title)
+    for name, rows in source["transfer"].items():
+        for row in rows:
+            table.add_row(name, row["kind"], row["how"], str(row["tensors"]), f"{row['share']:.1%}")
     return table

@@ -76,7 +76,7 @@ def _built(content: Mapping[str, Any], path: Path | str, device: torch.device) -
     settings = PretrainingSettings.from_json(content["settings"])
     plans = PlansManager(content["plans"])
     configuration = plans.get_configuration(content["configuration"])
-    _refuse_foreign_code(configuration.configuration["architecture"], path)
+    refuse_foreign_code(configuration.configuration["architecture"], path)
     channels = determine_num_input_channels(plans, configuration, content["dataset_json"])
     trainer = registry.load("trainers", "pretrain")
     regressor = None
@@ -101,7 +101,7 @@ def _built(content: Mapping[str, Any], path: Path | str, device: torch.device) -
     )
 
 
-def _refuse_foreign_code(architecture: Mapping[str, Any], path: Path | str) -> None:
+def refuse_foreign_code(architecture: Mapping[str, Any], path: Path | str) -> None:
     """Plans name classes, which nnU-Net imports and calls: those of a file from outside could be any.
 
     Raises:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from diffseg_nnunet import registry
@@ -29,6 +30,9 @@ class PlanRequest:
         spacing: target spacing of 3d_fullres in mm, array order (z, y, x); None: nnU-Net's choice.
         unlabelled: ids of data sets whose images join the pretraining pool.
         coordinates: "auxiliary", "guidance" or "none".
+        from_checkpoint: path of a checkpoint the networks shall be able to start from; its backbone and features are
+            the plan's.
+        checkpoint_sha256: of its content when the plan was made; the file is not needed again.
     """
 
     gpu_memory: str = "auto"
@@ -37,6 +41,8 @@ class PlanRequest:
     spacing: tuple[float, float, float] | None = None
     unlabelled: tuple[int, ...] = ()
     coordinates: str = "auxiliary"
+    from_checkpoint: str | None = None
+    checkpoint_sha256: str | None = None
 
     def __post_init__(self) -> None:
         if self.base_features < 1:
@@ -53,7 +59,7 @@ class PlanRequest:
             "spacing": None if self.spacing is None else list(self.spacing),
             "unlabelled": list(self.unlabelled),
             "coordinates": self.coordinates,
-        }
+        } | {key: value for key in ("from_checkpoint", "checkpoint_sha256") if (value := getattr(self, key))}
 
     @classmethod
     def from_json(cls, stored: dict[str, Any]) -> PlanRequest:
@@ -136,13 +142,18 @@ def plan(project: Project, request: PlanRequest) -> dict[str, Any]:
         The plans.
 
     Raises:
-        BadInputError: unknown planner, bad budget, an unlabelled data set that is missing or has other channels.
+        BadInputError: unknown planner, bad budget, an unlabelled data set that is missing or has other channels, a
+            checkpoint to start from that is none or fits too small a share of the network.
     """
+    request = _with_digest(request)
     inputs = _plan_inputs(project, request)
     pool = list(inputs["pool"])
     if _has_own_plans(project) and project.manifest.is_finished("plan", inputs):
         return project.plans()
-    planner_class = registry.load("planners", request.backbone)
+    source = None
+    if request.from_checkpoint is not None:
+        source = _read_source(project, Path(request.from_checkpoint))
+    planner_class = registry.load("planners", request.backbone if source is None else source.backbone)
     budget = memory_budget(request.gpu_memory)
     project.reporter.info(f"planning for {budget.gib:g} GiB ({budget.source})")
     with project.manifest.running("plan", inputs, request.to_json()), project.log("plan"):
@@ -151,7 +162,7 @@ def plan(project: Project, request: PlanRequest) -> dict[str, Any]:
             kept = project.plans_path.with_name(f"superseded_{datetime.now():%Y%m%d-%H%M%S}_{project.plans_path.name}")
             project.plans_path.rename(kept)
             project.reporter.warn(f"{project.plans_path.name} is no plan of diffseg: it is kept as {kept}")
-        _write_plans(project, planner_class, request, budget, pool)
+        _write_plans(project, planner_class, request, budget, pool, source)
     return project.plans()
 
 
@@ -192,6 +203,29 @@ def several_gpus_note(plans: Mapping[str, Any]) -> str | None:
         f"{gpus} GPUs are visible, and each batch is what one of them holds: train one fold on each, or one training "
         f"on several by torchrun, which share the batch; numbers of GPUs that can: {', '.join(shared)}"
     )
+
+
+def _with_digest(request: PlanRequest) -> PlanRequest:
+    """With the digest of the checkpoint as it is now; one that has gone is asked for only if plans must be made."""
+    from diffseg_nnunet.training.checkpoint import file_digest  # with torch
+
+    if request.from_checkpoint is None:
+        return request
+    path = Path(request.from_checkpoint)
+    if request.checkpoint_sha256 is not None and not path.exists():
+        return request
+    return replace(request, checkpoint_sha256=file_digest(path))
+
+
+def _read_source(project: Project, path: Path) -> Any:
+    from diffseg_nnunet.pipeline.adoption import read_source
+
+    source = read_source(path)
+    project.reporter.info(
+        f"{path} was read as tensors, numbers and text, none of its code was run; the plan takes over its network: "
+        f"{source.backbone}, {source.base_features} features, {source.configuration}, {source.channels} channel(s)"
+    )
+    return source
 
 
 def _plan_inputs(project: Project, request: PlanRequest) -> dict[str, Any]:
@@ -257,7 +291,12 @@ def _fingerprint(project: Project) -> None:
 
 
 def _write_plans(
-    project: Project, planner_class: Any, request: PlanRequest, budget: Any, unlabelled: Sequence[str]
+    project: Project,
+    planner_class: Any,
+    request: PlanRequest,
+    budget: Any,
+    unlabelled: Sequence[str],
+    source: Any = None,
 ) -> None:
     from diffseg_nnunet.coordinates.head import CoordinateSettings
 
@@ -266,7 +305,8 @@ def _write_plans(
     )
     planner.configure(
         budget=budget,
-        base_features=request.base_features,
+        base_features=request.base_features if source is None else source.base_features,
+        source=source,
         unlabelled=tuple(unlabelled),
         coordinates=CoordinateSettings(mode=request.coordinates),
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from collections.abc import Mapping
@@ -23,6 +22,8 @@ from diffseg_nnunet.pipeline.splits import check_fold, ensure_splits
 from diffseg_nnunet.planning.section import STAGES, diffseg_section, stage_plan
 from diffseg_nnunet.training import checkpoint as checkpoints
 from diffseg_nnunet.training import processes
+from diffseg_nnunet.training.adaptation import adapt, require_share
+from diffseg_nnunet.training.checkpoint import file_digest
 from diffseg_nnunet.training.settings import PretrainingSettings, TrainingSettings
 
 PLANNED_SETTINGS = ("diffusion", "coordinates")
@@ -126,19 +127,13 @@ def find_pretrained(project: Project, configuration: str, fold: Fold) -> Path:
         )
         return shared
     others = ", ".join(path.parent.name for path in sorted(root.glob(f"fold_*/{FINAL}"))) or "none"
+    planned = diffseg_section(project.plans()).get("source")
+    given = f"give {planned['checkpoint']}, which was planned for," if planned else "give one"
     raise BadInputError(
         f"There is no pretrained network for fold {fold} of {project.name} {configuration} (there: {others}).",
-        f"Run `diffseg pretrain {project.id} -c {configuration} -f {fold}`, give one with --pretrained, or train its "
+        f"Run `diffseg pretrain {project.id} -c {configuration} -f {fold}`, {given} with --pretrained, or train its "
         "twin with --strategy scratch.",
     )
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file's content. Raises BadInputError if there is none."""
-    if not path.is_file():
-        raise BadInputError(f"There is no checkpoint {path}.", "Correct the path, or run `diffseg pretrain`.")
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def seen_in_pretraining(checkpoint: Mapping[str, Any], dataset: str, cases: list[str]) -> list[str]:
@@ -207,6 +202,12 @@ class Job:
     @property
     def final(self) -> Path:
         return self.folder / FINAL
+
+    @property
+    def adapts(self) -> bool:
+        """Whether the weights are those the plan was made to start from; others must fit as they are."""
+        planned = diffseg_section(self.project.plans()).get("source", {})
+        return self.inputs.get("pretrained") is not None and self.inputs["pretrained"] == planned.get("sha256")
 
     @property
     def configuration(self) -> str:
@@ -286,7 +287,11 @@ def _refuse_misfit(job: Job) -> None:
         manager.get_label_manager(dataset_json).num_segmentation_heads,
         enable_deep_supervision=True,
     )
-    checkpoints.initialise(network, checkpoints.load_safely(job.weights)["network_weights"], str(job.weights))
+    weights = checkpoints.load_safely(job.weights)["network_weights"]
+    if job.adapts and configuration.previous_stage_name is None:
+        require_share(adapt(network.state_dict(), weights), str(job.weights), job.configuration)
+    else:
+        checkpoints.require_same_network(network.state_dict(), weights, str(job.weights))
 
 
 def _start_or_resume(job: Job, trainer: Any) -> str | None:
@@ -307,14 +312,19 @@ def _start_or_resume(job: Job, trainer: Any) -> str | None:
                 f"{job.weights} was pretrained on the images of {len(seen)} of this fold's validation cases, "
                 f"e.g. {seen[0]}"
             )
-        count = trainer.start_from(content["network_weights"], str(job.weights))
-        reporter.info(f"starting from {job.weights} ({count} tensors)")
+        if job.adapts:
+            adaptation = trainer.adapt_from(content["network_weights"], str(job.weights))
+            shares = ", ".join(f"{share:.1%} {kind}" for kind, share in adaptation.shares().items())
+            reporter.info(f"starting from {job.weights} (of the parameters {shares})")
+        else:
+            count = trainer.start_from(content["network_weights"], str(job.weights))
+            reporter.info(f"starting from {job.weights} ({count} tensors)")
     return resume
 
 
 def _warn_of_other_data(project: Project, configuration: str, checkpoint: Mapping[str, Any], weights: Path) -> None:
     """A network pretrained at another spacing or normalisation fits in shape, and helps less."""
-    theirs, ours = checkpoint.get("plans", {}), project.plans()
+    theirs, ours = checkpoints.made_with(checkpoint).get("plans", {}), project.plans()
     then = theirs.get("configurations", {}).get(configuration)
     if then is None:
         return

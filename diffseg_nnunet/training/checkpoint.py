@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,6 +17,14 @@ from diffseg_nnunet.errors import BadInputError
 SEGMENTATION_LAYERS = ".seg_layers."
 """nnU-Net's output layers: their shape follows the classes, so they are never taken over from pretraining."""
 _MAX_LISTED = 8
+_NUMBERS = (np.bool_, np.float16, np.float32, np.float64, np.int32, np.int64, np.uint8)
+_NUMPY_NUMBERS = [
+    np.dtype,
+    *(type(np.dtype(number)) for number in _NUMBERS),
+    # under its names in numpy 2 and 1
+    *((np.float32(0).__reduce__()[0], f"numpy.{module}.multiarray.scalar") for module in ("_core", "core")),
+]
+"""What nnU-Net's own checkpoints hold beside tensors and plain values: numbers of its log. Reading one runs no code."""
 
 
 def save(path: Path | str, checkpoint: dict[str, Any]) -> None:
@@ -23,25 +33,44 @@ def save(path: Path | str, checkpoint: dict[str, Any]) -> None:
 
 
 def load_safely(path: Path | str) -> dict[str, Any]:
-    """Read a checkpoint of tensors and plain values onto the CPU; nothing in it is executed.
+    """Read a checkpoint of tensors, plain values and numpy's numbers onto the CPU; nothing in it is executed.
+
+    These are all that checkpoints of ``diffseg`` and of stock nnU-Net trainers hold.
 
     Raises:
-        BadInputError: the file is missing, is no checkpoint, or holds more than tensors and plain values.
+        BadInputError: the file is missing, is no checkpoint, or holds more than these.
     """
     path = Path(path)
     if not path.is_file():
         raise BadInputError(f"There is no checkpoint {path}.", "Run `diffseg pretrain` first, or correct the path.")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_NUMPY_NUMBERS):
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what is no checkpoint makes the reader fail in any way, with or without words
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise BadInputError(
             f"{path} cannot be read as a pretrained checkpoint ({reason}).",
-            "Only checkpoints of `diffseg pretrain` are read here, without running any code in them.",
+            "Only checkpoints of diffseg and of nnU-Net's trainers are read here, without running any code in them.",
         ) from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("network_weights"), dict):
         raise BadInputError(f"{path} holds no 'network_weights'.", "Give a checkpoint of `diffseg pretrain`.")
     return checkpoint
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's content. Raises BadInputError if there is none."""
+    if not path.is_file():
+        raise BadInputError(f"There is no checkpoint {path}.", "Correct the path, or run `diffseg pretrain`.")
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def made_with(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a checkpoint says of its making: "plans", "configuration" and "dataset_json", as far as they are there.
+
+    Ours of a pretraining hold them beside the weights; nnU-Net's among its trainer's arguments.
+    """
+    return checkpoint if "plans" in checkpoint else checkpoint.get("init_args") or {}
 
 
 def differences(network: Mapping[str, Tensor], checkpoint: Mapping[str, Tensor]) -> list[str]:

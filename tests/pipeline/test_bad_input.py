@@ -50,6 +50,8 @@ REFUSED = {
     "plan 1 --backbone transformer": ("Unknown planner 'transformer'", "plain, resenc"),
     "plan 1 --unlabeled 77": ("no data set with id 77", "Dataset001_Phantom"),
     "plan 1 --spacing 1 0 1": ("not positive", "mm"),
+    "plan 1 --from-checkpoint gone.pth": ("There is no checkpoint", "gone.pth", "Correct the path"),
+    "plan 1 --from-checkpoint {text}": ("dataset.json cannot be read", "without running any code"),
     "preprocess 1 -c nonsense": ("have no configuration 'nonsense'", "There are: 2d, 3d_fullres"),
     "run 1 --device cuda": ("Device 'cuda' cannot be used", "--device cpu"),
     "export 1 --stock model.tar": ("model.tar does not end in .zip", "OUT.zip"),
@@ -78,7 +80,8 @@ REFUSED = {
 
 def test_refused_on_a_trained_project(trained: TinyProject) -> None:
     before, beside = contents(trained), set(trained.folder.iterdir())
-    lines = [command.format(images=trained.test_images).split() for command in REFUSED]
+    text = trained.raw / "dataset.json"
+    lines = [command.format(images=trained.test_images, text=text).split() for command in REFUSED]
     for finished, words in zip(trained.diffseg.in_one_process(lines), REFUSED.values(), strict=True):
         finished.refused(*words)
     assert contents(trained) == before

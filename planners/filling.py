@@ -1,0 +1,238 @@
+"""Patch and batch of both stages, as large as the memory budget allows; everything else is nnU-Net's plan."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from numpy.typing import NDArray
+
+from diffseg_nnunet.planning.search import (
+    SMALLEST_BATCH,
+    Choice,
+    NothingFitsError,
+    Patch,
+    Topology,
+    pretraining_ladder,
+    smaller_patches,
+    training_ladder,
+)
+from diffseg_nnunet.raw_dataset import RawDataset
+from diffseg_nnunet.training.settings import PATCHES_PER_SCAN, PretrainingSettings
+
+from .fitting import Fitted, Fitting, poolable, reduced, share_of_dataset, too_small
+from .steps import PRETRAINING_DTYPE
+
+
+class FittingPlanning:
+    """Fills the budget of ``options`` where nnU-Net follows its rule of thumb; a mix-in placed before its planner.
+
+    nnU-Net plans its largest patch, the search goes down from there; then the pretraining's patch and batch follow, on
+    the topology that was found.
+    """
+
+    @staticmethod
+    def static_estimate_VRAM_usage(*_: Any) -> float:  # noqa: N802 nnU-Net's name
+        """Next to nothing: nnU-Net then plans its largest patch, from which :meth:`_fit` searches down."""
+        return 1.0
+
+    def get_plans_for_configuration(
+        self,
+        spacing: Any,
+        median_shape: Any,
+        data_identifier: str,
+        approximate_n_voxels_dataset: float,
+        _cache: dict,
+    ) -> dict[str, Any]:
+        """nnU-Net's plan of a configuration, with the patch, the batch and the topology that fill the budget."""
+        plan = super().get_plans_for_configuration(
+            spacing, median_shape, data_identifier, approximate_n_voxels_dataset, _cache
+        )
+        # nnU-Net tries dozens of spacings until a low-resolution patch covers enough: measured once, when it has one
+        measured = None if data_identifier.endswith("3d_lowres") else self.fitting
+        return plan | self._fitted(plan, approximate_n_voxels_dataset, measured)
+
+    @cached_property
+    def _reasons(self) -> dict[str, dict[str, str]]:
+        """Why, by configuration, of what the search decides."""
+        return {}
+
+    @cached_property
+    def fitting(self) -> Fitting:
+        """Of this data set's networks into the budget."""
+        label_manager = LabelManager(self.dataset_json["labels"], self.dataset_json.get("regions_class_order"))
+        return Fitting(
+            self.options.budget.gib,
+            len(self.dataset_json["channel_names"]),
+            label_manager.num_segmentation_heads,
+            label_manager.has_regions,
+            PretrainingSettings(diffusion=self.options.diffusion, coordinates=self.options.coordinates),
+            PRETRAINING_DTYPE if self.options.budget.bfloat16 else None,
+        )
+
+    def architecture_of(self, template: Mapping[str, Any], topology: Topology) -> dict[str, Any]:
+        """nnU-Net's architecture entry for another patch: what depends on the number of stages and their strides."""
+        arguments, stages = dict(template["arch_kwargs"]), topology.stages
+        most = self.UNet_max_features_2d if len(topology.patch) == 2 else self.UNet_max_features_3d
+        arguments |= {
+            "n_stages": stages,
+            "features_per_stage": tuple(min(most, self.UNet_base_num_features * 2**stage) for stage in range(stages)),
+            "kernel_sizes": topology.kernels,
+            "strides": topology.strides,
+            "n_conv_per_stage_decoder": self.UNet_blocks_per_stage_decoder[: stages - 1],
+        }
+        blocks = "n_blocks_per_stage" if "n_blocks_per_stage" in arguments else "n_conv_per_stage"
+        arguments[blocks] = self.UNet_blocks_per_stage_encoder[:stages]
+        return {**template, "arch_kwargs": arguments}
+
+    def topology_of(
+        self, architecture: Mapping[str, Any], spacing: Sequence[float], patch: Sequence[int]
+    ) -> tuple[dict[str, Any], Patch]:
+        """The architecture to plan with, and the patch padded for it: nnU-Net's own, unless another mix-in says so."""
+        return dict(architecture), tuple(int(side) for side in patch)
+
+    def _candidates(
+        self, plan: Mapping[str, Any], spacing: Sequence[float], median: Sequence[float]
+    ) -> dict[Topology, dict[str, Any]]:
+        """Patches with their architectures, the largest first."""
+        largest = poolable(spacing, plan["patch_size"])
+        candidates: dict[Patch, tuple[Topology, dict[str, Any]]] = {}
+        for each in smaller_patches(largest, median, partial(reduced, spacing)):
+            own = self.architecture_of(plan["architecture"], each)
+            architecture, patch = self.topology_of(own, spacing, each.patch)
+            arguments = architecture["arch_kwargs"]
+            strides, kernels = (tuple(map(tuple, arguments[name])) for name in ("strides", "kernel_sizes"))
+            candidates.setdefault(patch, (Topology(patch, strides, kernels), architecture))
+        return dict(candidates.values())
+
+    def _fitted(self, plan: Mapping[str, Any], voxels_of_dataset: float, fitting: Fitting | None) -> dict[str, Any]:
+        """Patch, batch and architecture of a configuration; guessed from other configurations' memory without
+        `fitting`."""
+        spacing, median = [float(mm) for mm in plan["spacing"]], [float(n) for n in plan["median_image_size_in_voxels"]]
+        candidates = self._candidates(plan, spacing, median)
+        by_key = {(topology.strides, topology.kernels): each for topology, each in candidates.items()}
+        most = partial(share_of_dataset, voxels_of_dataset, self.max_dataset_covered, least=SMALLEST_BATCH)
+        ladder = training_ladder(list(candidates), median, most)
+        if fitting is None:
+            choice = next((each for each in reversed(ladder) if each.voxels <= self._voxels_that_fit), ladder[0])
+        else:
+            choice = self._fit(ladder, lambda choice: by_key[choice.key], fitting, plan["data_identifier"])
+            name = plan["data_identifier"].removeprefix(f"{self.plans_identifier}_")
+            self._reasons[name] = _reasons(choice, next(iter(candidates)).patch, most(choice.patch), fitting.budget_gib)
+        return {"patch_size": list(choice.patch), "batch_size": choice.batch, "architecture": by_key[choice.key]}
+
+    def _fit(self, ladder: list[Choice], architecture: Any, fitting: Fitting, name: str) -> Choice:
+        try:
+            fitted = fitting.fit_training(ladder, architecture)
+        except NothingFitsError as error:
+            raise too_small(error, fitting.budget_gib, name) from error
+        self._voxels_that_fit = fitted.choice.voxels
+        return fitted.choice
+
+    def finish_lowres(self, plans: dict[str, Any]) -> None:
+        plan = plans["configurations"].get("3d_lowres")
+        if plan is not None:
+            voxels_of_dataset = math.prod(plan["median_image_size_in_voxels"]) * self.dataset_json["numTraining"]
+            plan |= self._fitted(plan, voxels_of_dataset, self.fitting)
+
+    def stages(self, plans: dict[str, Any], name: str) -> dict[str, Any]:
+        """Both stages of a configuration: patch, batch and memory, that of prediction, and why."""
+        configuration = PlansManager(plans).get_configuration(name)
+        architecture = configuration.configuration["architecture"]
+        planned = Choice(tuple(configuration.patch_size), int(configuration.batch_size))
+        if configuration.previous_stage_name is not None:
+            trained = self._fit_cascade(architecture, planned, configuration)
+            plans["configurations"][name] |= {
+                "patch_size": list(trained.choice.patch),
+                "batch_size": trained.choice.batch,
+            }
+            return {"training": _stage(trained)}
+        shape = self.fitting.shape(architecture, planned)
+        stages = {"training": _stage(Fitted(planned, self.fitting.training_memory(shape)))}
+        shapes = self._resampled_shapes(plans["transpose_forward"], configuration.spacing)
+        stages["pretraining"] = _stage(self._fit_pretraining(architecture, planned, configuration, shapes))
+        largest = shapes[shapes.prod(axis=1).argmax()]
+        stages["inference"] = self.fitting.inference(architecture, planned.patch, np.median(shapes, axis=0), largest)
+        stages["reasons"] = self._reasons[name]
+        return stages
+
+    def _fit_pretraining(
+        self, architecture: Mapping[str, Any], planned: Choice, configuration: Any, shapes: NDArray[np.int64]
+    ) -> Fitted:
+        median = np.median(shapes, axis=0)
+        voxels = (self.dataset_json["numTraining"] + self._unlabelled_cases()) * math.prod(median)
+        most = partial(share_of_dataset, voxels, self.max_dataset_covered, least=PATCHES_PER_SCAN)
+        slices = median[-len(planned.patch) :].tolist()
+        ladder = pretraining_ladder(planned, _divisor(architecture), slices, most, PATCHES_PER_SCAN)
+        try:
+            return self.fitting.fit_pretraining(ladder, architecture)
+        except NothingFitsError as error:
+            raise too_small(
+                error, self.fitting.budget_gib, f"pretraining of {configuration.data_identifier}"
+            ) from error
+
+    def _fit_cascade(self, architecture: Mapping[str, Any], planned: Choice, configuration: Any) -> Fitted:
+        """The last stage of a cascade, which reads a segmentation too: the planned patch or a smaller one that fits."""
+        median = [float(length) for length in configuration.median_image_size_in_voxels]
+        ladder = pretraining_ladder(planned, _divisor(architecture), median, lambda _: planned.batch, 1)
+        ladder = [choice for choice in ladder if choice.voxels < planned.voxels and choice.batch == planned.batch]
+        labels = LabelManager(self.dataset_json["labels"], self.dataset_json.get("regions_class_order"))
+        try:
+            return self.fitting.fit_training(
+                [*ladder, planned], lambda _: architecture, extra_channels=len(labels.foreground_labels)
+            )
+        except NothingFitsError as error:
+            raise too_small(error, self.fitting.budget_gib, "3d_cascade_fullres") from error
+
+    def _resampled_shapes(self, transposition: Sequence[int], target: Sequence[float]) -> NDArray[np.int64]:
+        """Shapes of all cases as a configuration reads them: (cases, 3); in 2D slices keep their distance."""
+        order = list(transposition)
+        spacings = np.array(self.dataset_fingerprint["spacings"])[:, order]
+        shapes = np.array(self.dataset_fingerprint["shapes_after_crop"])[:, order]
+        factors = np.ones_like(spacings)
+        factors[:, -len(target) :] = spacings[:, -len(target) :] / np.array(target, dtype=float)
+        return np.round(shapes * factors).astype(np.int64)
+
+    def _unlabelled_cases(self) -> int:
+        own = Path(self.raw_dataset_folder)
+        datasets = [RawDataset.open(own), *(RawDataset.open(own.parent / name) for name in self.options.unlabelled)]
+        pooled = (dataset.labelled_cases() for dataset in datasets[1:])
+        return sum(len(dataset.unlabelled_cases()) for dataset in datasets) + sum(map(len, pooled))
+
+
+def _stage(fitted: Fitted) -> dict[str, Any]:
+    parts = {part: round(gib, 3) for part, gib in fitted.memory.parts().items()}
+    return {
+        "patch_size": list(fitted.choice.patch),
+        "batch_size": fitted.choice.batch,
+        "predicted_peak_gib": round(sum(parts.values()), 3),
+        "memory_gib": parts,
+    }
+
+
+def _reasons(choice: Choice, largest: Patch, most: int, budget_gib: float) -> dict[str, str]:
+    """What limits a patch and its batch, one sentence each."""
+    covers = choice.patch == largest
+    if covers:
+        patch = "the largest nnU-Net would take: it covers the median case, or 256³ voxels"
+    else:
+        patch = f"the largest whose training step fits {budget_gib:g} GiB, shaped like the median case"
+    if choice.batch == most and covers:
+        batch = "no more than 5 % of the data set's voxels in a batch, and 2 patches at least"
+    elif covers:
+        batch = f"as many as fit {budget_gib:g} GiB"
+    else:
+        batch = (
+            "nnU-Net's least" if choice.batch == SMALLEST_BATCH else "more patches fill the budget, larger ones do not"
+        )
+    return {"patch": patch, "batch": batch}
+
+
+def _divisor(architecture: Mapping[str, Any]) -> tuple[int, ...]:
+    return tuple(math.prod(strides) for strides in zip(*architecture["arch_kwargs"]["strides"], strict=True))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -122,6 +122,8 @@ def pretraining_steps(
 
     A step is to be measured before the next is asked for, which freezes what it trained.
     """
+    # the schedule's values need numbers, which fake tensors lack, and take the same memory for all schedules
+    settings = replace(settings, diffusion=replace(settings.diffusion, schedule="linear_beta"))
     regressor, idle = None, []
     if settings.coordinates.mode == "guidance":
         regressor = shape.network(MAP_CHANNELS, deep_supervision=False, thinner=2)
@@ -151,9 +153,10 @@ def _step(
     optimizer = torch.optim.AdamW(parameters, _RATE, weight_decay=settings.weight_decay)
     average = ExponentialMovingAverage(dict(trained), settings.ema_decay)
 
-    def loss(batch: tuple[dict[str, Tensor], Draws]) -> tuple[Tensor, Any]:
+    def loss(batch: tuple[dict[str, Tensor], dict[str, Tensor]]) -> tuple[Tensor, Any]:
+        loaded, drawn = batch
         with autocast_of(dtype):
-            return objective.terms(*batch).loss, None
+            return objective.terms(loaded, Draws(**drawn)).loss, None
 
     return Step(
         modules=list(trained.values()),
@@ -167,8 +170,8 @@ def _step(
     )
 
 
-def pretraining_batch(shape: Shape, settings: PretrainingSettings) -> tuple[dict[str, Tensor], Draws]:
-    """A batch of the loader's form and what is drawn for it, of zeros."""
+def pretraining_batch(shape: Shape, settings: PretrainingSettings) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """A batch of the loader's form and what is drawn for it (the fields of Draws), of zeros."""
     data = torch.zeros((shape.batch, shape.channels, *shape.patch))
     points = settings.coordinates.points_per_patch if settings.coordinates.mode != "none" else 0
     flags = torch.zeros(shape.batch, dtype=torch.bool)
@@ -177,14 +180,14 @@ def pretraining_batch(shape: Shape, settings: PretrainingSettings) -> tuple[dict
         "mask": torch.ones((shape.batch, 1, *shape.patch), dtype=torch.bool),
         "affine": torch.zeros((shape.batch, 3, 4), dtype=torch.float64),
     }
-    draws = Draws(
-        noise=torch.zeros_like(data),
-        t=torch.zeros(shape.batch, dtype=torch.int64),
-        clean=flags,
-        voxels=torch.zeros((shape.batch, points, 3), dtype=torch.int64),
-        dropped=flags.clone(),
-    )
-    return batch, draws
+    drawn = {
+        "noise": torch.zeros_like(data),
+        "t": torch.zeros(shape.batch, dtype=torch.int64),
+        "clean": flags,
+        "voxels": torch.zeros((shape.batch, points, 3), dtype=torch.int64),
+        "dropped": flags.clone(),
+    }
+    return batch, drawn
 
 
 def inference_window_gib(shape: Shape, dtype: torch.dtype | None = TRAINING_DTYPE) -> float:

@@ -107,8 +107,9 @@ class Step:
 class StorageLog(TorchDispatchMode):
     """Notes when the storages of operators' results are made and freed; works on real and fake tensors alike."""
 
-    def __init__(self) -> None:
+    def __init__(self, block_bytes: int = BLOCK_BYTES) -> None:
         super().__init__()
+        self._block_bytes = block_bytes
         self.events: list[tuple[int, int]] = []
         """(number of the storage, bytes: positive when it is made, negative when it is freed)."""
         self.largest_convolution = 0
@@ -133,7 +134,7 @@ class StorageLog(TorchDispatchMode):
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key not in self._numbers:
-            number, size = self._made, _rounded(storage.nbytes())
+            number, size = self._made, -(-storage.nbytes() // self._block_bytes) * self._block_bytes
             self._made += 1
             self._numbers[key] = number
             self.events.append((number, size))
@@ -152,6 +153,10 @@ class StorageLog(TorchDispatchMode):
             total += size
             if total > most:
                 most, when = total, index + 1
+        return self.alive(when)
+
+    def alive(self, when: int | None = None) -> dict[int, int]:
+        """Storages alive after the first `when` events, now if None: number -> bytes."""
         alive: dict[int, int] = {}
         for number, size in self.events[:when]:
             if size >= 0:
@@ -194,6 +199,22 @@ def peak_of(step: Step, allowances: Allowances | None = None) -> PeakMemory:
     return _with_allowances(PeakMemory(**parts), log.largest_convolution / GIB, allowances)
 
 
+def kept_for_backward(step: Step) -> int:
+    """Bytes alive between forward and backward pass beside the weights and the batch; none of the allocator's rounding.
+
+    What is checked against real runs: everything else of a peak follows from shapes alone.
+    """
+    log = StorageLog(block_bytes=1)
+    given = log.note([[*module.parameters(), *module.buffers()] for module in step.modules])
+    with log:
+        batch = step.batch()
+        given |= log.note(batch)
+        held = step.loss(batch)
+        alive = log.alive()
+    del held
+    return sum(size for number, size in alive.items() if number not in given)
+
+
 def _with_allowances(counted: PeakMemory, largest_convolution_gib: float, allowances: Allowances | None) -> PeakMemory:
     if allowances is None:
         return counted
@@ -215,10 +236,6 @@ def _fill_state(optimizer: torch.optim.Optimizer) -> None:
 
 def _bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
-
-
-def _rounded(size: int) -> int:
-    return -(-size // BLOCK_BYTES) * BLOCK_BYTES
 
 
 def _gib(sizes: Iterable[int]) -> float:

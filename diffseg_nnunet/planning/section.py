@@ -9,7 +9,6 @@ from diffseg_nnunet.errors import BadInputError
 
 PLANS_NAME = "DiffSegPlans"
 SECTION = "diffseg"
-STAGES = ("pretraining", "training")
 UNLABELLED_SUFFIX = "_unlabelled"
 STAGES = ("pretraining", "training")
 

@@ -21,6 +21,7 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from torch import Tensor, nn
 
 from diffseg_nnunet.coordinates.guidance import MAP_CHANNELS
+from diffseg_nnunet.coordinates.head import CoordinateRegressor
 from diffseg_nnunet.planning.autocast_rules import CudaAutocast
 from diffseg_nnunet.planning.hardware import GIB
 from diffseg_nnunet.planning.memory import Step, StorageLog
@@ -126,7 +127,7 @@ def pretraining_steps(
     settings = replace(settings, diffusion=replace(settings.diffusion, schedule="linear_beta"))
     regressor, idle = None, []
     if settings.coordinates.mode == "guidance":
-        regressor = shape.network(MAP_CHANNELS, deep_supervision=False, thinner=2)
+        regressor = CoordinateRegressor(shape.network(MAP_CHANNELS, deep_supervision=False, thinner=2))
         step = _step(
             shape, settings, dtype, {"regressor": regressor}, RegressionObjective(regressor, settings.coordinates)
         )

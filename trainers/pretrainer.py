@@ -13,6 +13,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, nn
 
 from diffseg_nnunet.coordinates.guidance import MAP_CHANNELS, narrow_input
+from diffseg_nnunet.coordinates.head import CoordinateRegressor
 from diffseg_nnunet.coordinates.positions import geometry_from_properties, preprocessed_to_patient
 from diffseg_nnunet.diffusion.conditioning import fold
 from diffseg_nnunet.errors import BadInputError, StageFailedError
@@ -81,14 +82,15 @@ class DiffSegPretrainer(DiffSegTrainerBase):
 
     @staticmethod
     def build_regressor(plans_manager: Any, configuration_manager: Any, num_input_channels: int) -> nn.Module:
-        """The planned topology with half its features and three outputs: the coordinate map of guidance."""
+        """The planned topology with half its features: gives the coordinate map of guidance."""
         thin = copy.deepcopy(configuration_manager)
         arguments = thin.configuration["architecture"]["arch_kwargs"]
         features = [max(_FEWEST_FEATURES, n // _REGRESSOR_THINNER) for n in arguments["features_per_stage"]]
         arguments["features_per_stage"] = features
-        return nnUNetTrainer.build_network_architecture(
+        network = nnUNetTrainer.build_network_architecture(
             plans_manager, thin, num_input_channels, MAP_CHANNELS, enable_deep_supervision=False
         )
+        return CoordinateRegressor(network)
 
     def _set_batch_size_and_oversample(self) -> None:
         self.batch_size = self._planned_batch_size

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from diffseg_nnunet.coordinates.loss import CoordinateObjective
+from diffseg_nnunet.diffusion.conditioning import affine_norms
 
 CoordinateMode = Literal["auxiliary", "guidance", "none"]
+_SMALLEST_VARIANCE = 1e-6
 MODES, OBJECTIVES = get_args(CoordinateMode), get_args(CoordinateObjective)
 
 
@@ -102,12 +104,24 @@ class CoordinateHead(nn.Module):
 
 
 class FeatureTap:
-    """Keeps the last outputs of some modules for a head outside the network."""
+    """Keeps the last outputs of some modules for a head outside the network, and what norms take away.
 
-    def __init__(self, modules: Sequence[nn.Module]):
+    Instance norms remove the mean and the spread of every channel over a patch, and with them much of what tells where
+    in the body the patch lies: how much of it is air, bone, or whatever a filter answers to. Both are kept for the head
+    as one more feature map, of a single voxel.
+
+    Args:
+        modules: whose outputs are kept.
+        norms: whose inputs' means and standard deviations are kept, as the last feature map; none if empty.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module], norms: Sequence[nn.Module] = ()):
         self._features: list[Tensor | None] = [None] * len(modules)
+        self._statistics: list[Tensor | None] = [None] * len(norms)
         for index, module in enumerate(modules):
             module.register_forward_hook(self._keeper(index))
+        for index, norm in enumerate(norms):
+            norm.register_forward_pre_hook(self._reader(index))
 
     def _keeper(self, index: int):
         def keep(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -115,12 +129,67 @@ class FeatureTap:
 
         return keep
 
+    def _reader(self, index: int):
+        def read(_norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            self._statistics[index] = patch_statistics(inputs[0])
+
+        return read
+
     def take(self) -> list[Tensor]:
         """The features of the last forward pass, each (B, C, ...); they are handed over, not kept."""
         features, self._features = self._features, [None] * len(self._features)
-        if any(feature is None for feature in features):
+        statistics, self._statistics = self._statistics, [None] * len(self._statistics)
+        if any(feature is None for feature in (*features, *statistics)):
             raise RuntimeError("no forward pass since the features were last taken")
-        return features
+        return [*features, torch.cat(statistics, dim=1)] if statistics else features
+
+
+def patch_statistics(features: Tensor) -> Tensor:
+    """Mean and standard deviation of each channel over a patch: (B, C, ...) -> float32 (B, 2C, 1, ...)."""
+    axes = tuple(range(2, features.ndim))
+    # by moments: autograd then keeps the features themselves, which the norm keeps anyway, and no float32 copy of them
+    mean = features.mean(axes, keepdim=True, dtype=torch.float32)
+    variance = features.square().mean(axes, keepdim=True, dtype=torch.float32) - mean.square()
+    return torch.cat([mean, variance.clamp_min(_SMALLEST_VARIANCE).sqrt()], dim=1)
+
+
+def stage_norms(network: nn.Module) -> list[nn.Module]:
+    """The last affine norm of each encoder stage of a planned network."""
+    last: dict[str, nn.Module] = {}
+    for name, norm in affine_norms(network).items():
+        if name.startswith("encoder."):
+            # encoder.stem…, encoder.stages.3…
+            last[".".join(name.split(".")[: 3 if name.startswith("encoder.stages.") else 2])] = norm
+    return list(last.values())
+
+
+def statistics_channels(norms: Sequence[nn.Module]) -> int:
+    """Channels of the feature map that :class:`FeatureTap` makes of the norms' inputs."""
+    return 2 * sum(norm.weight.numel() for norm in norms)
+
+
+class CoordinateRegressor(nn.Module):
+    """A network with three outputs, and an offset of the whole patch, which its norms would take away.
+
+    Args:
+        network: of the planned topology; gives (B, 3, ...).
+        hidden: width of the one hidden layer between a patch's statistics and its offset.
+    """
+
+    def __init__(self, network: nn.Module, hidden: int = 64):
+        super().__init__()
+        self.network = network
+        norms = stage_norms(network)
+        self._tap = FeatureTap((), norms)
+        self.offset = nn.Sequential(nn.Linear(statistics_channels(norms), hidden), nn.SiLU(), nn.Linear(hidden, 3))
+
+    def forward(self, patch: Tensor) -> Tensor:
+        """Coordinates of every voxel: (B, C, ...) -> (B, 3, ...), in units of 300 mm."""
+        within = self.network(patch)
+        (statistics,) = self._tap.take()
+        with torch.autocast(patch.device.type, enabled=False):
+            offset = self.offset(statistics.flatten(1))
+        return within + offset.reshape(*offset.shape, *(1,) * (patch.ndim - 2)).to(within.dtype)
 
 
 def values_at(features: Tensor, voxels: Tensor, shape: Sequence[int]) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from diffseg_nnunet.coordinates.guidance import widen_input
-from diffseg_nnunet.coordinates.head import CoordinateHead, FeatureTap
+from diffseg_nnunet.coordinates.head import CoordinateHead, FeatureTap, stage_norms, statistics_channels
 from diffseg_nnunet.diffusion.conditioning import TimeConditioning
 from diffseg_nnunet.diffusion.gaussian import GaussianDiffusion
 from diffseg_nnunet.training.objective import Denoiser
@@ -67,9 +67,10 @@ def assemble(
     denoiser = Denoiser(network, conditioning, GaussianDiffusion(settings.diffusion), regressor, compiled)
     if settings.coordinates.mode != "auxiliary":
         return Assembly(denoiser, None, None)
-    # the bottleneck, and every stage of the decoder from coarse to fine
-    channels = list(network.encoder.output_channels)[::-1]
-    tap = FeatureTap([network.encoder.stages[-1], *network.decoder.stages])
+    # the bottleneck, every stage of the decoder from coarse to fine, and the patch as a whole
+    norms = stage_norms(network)
+    channels = [*reversed(network.encoder.output_channels), statistics_channels(norms)]
+    tap = FeatureTap([network.encoder.stages[-1], *network.decoder.stages], norms)
     return Assembly(denoiser, _moved(CoordinateHead(channels), device), tap)
 
 

@@ -1,7 +1,7 @@
 """The workspace of the pretraining benchmarks: abdominal CTs with labels, head-and-neck CTs without, cases held out.
 
-Usage: python benchmarks/abdomen.py WORKSPACE DATA [--base-features 16] [--gpu-memory 1] [--spacing 4 4 4]
-           [--patch 48 48 48]
+Usage: python benchmarks/abdomen.py WORKSPACE DATA [--base-features 16] [--gpu-memory 1] [--spacing 6 6 6]
+           [--patch 32 32 32] [--pretraining-batch 8]
 
 DATA holds BTCV_3mm (RawData/Training/img, label) and OpenKBP (images). BTCV 0025-0034 and twenty drawn OpenKBP scans
 never enter a data set of the workspace: no training, pretraining, planning or tuning can see them.
@@ -48,9 +48,9 @@ TRAINING = tuple(f"{number:04d}" for number in (*range(1, 11), *range(21, 25)))
 HELD_OUT = tuple(f"{number:04d}" for number in range(25, 35))
 COMPLETE = tuple(number for number in TRAINING if number != "0023")  # that one has no gallbladder
 HELD_OUT_OPENKBP, SEED = 20, 20260
-PLAN = {"--backbone": ("plain",), "--base-features": (16,), "--gpu-memory": (1,), "--spacing": (4, 4, 4)}
-PATCH = (48, 48, 48)
-"""Written into the plan: the planner's own nearly holds a scan, which would ask little of coordinates."""
+PLAN = {"--backbone": ("plain",), "--base-features": (16,), "--gpu-memory": (1,), "--spacing": (6, 6, 6)}
+PATCH, PRETRAINING_BATCH = (32, 32, 32), 8
+"""Written into the plan: the planner's own patch nearly holds a scan, which would ask little of coordinates."""
 FEW_FOLDS, FEW_CASES = 10, 2
 """Folds 1 to FEW_FOLDS train on FEW_CASES drawn cases each and validate on one other; fold 0 trains on twelve."""
 RATE = 4e-3  # of short pretrainings
@@ -84,13 +84,14 @@ def main() -> None:
     parser.add_argument("--gpu-memory", default=PLAN["--gpu-memory"][0])
     parser.add_argument("--spacing", type=float, nargs=3, default=PLAN["--spacing"])
     parser.add_argument("--patch", type=int, nargs=3, default=PATCH)
+    parser.add_argument("--pretraining-batch", type=int, default=PRETRAINING_BATCH)
     options = parser.parse_args()
     changes = {
         "--base-features": (options.base_features,),
         "--gpu-memory": (options.gpu_memory,),
         "--spacing": options.spacing,
     }
-    prepare(options.workspace, options.data, PLAN | changes, options.patch)
+    prepare(options.workspace, options.data, PLAN | changes, options.patch, options.pretraining_batch)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -118,7 +119,11 @@ def splits() -> list[dict[str, list[str]]]:
 
 
 def prepare(
-    workspace: Path, data: Path, plan: Mapping[str, Sequence[object]] = PLAN, patch: Sequence[int] = PATCH
+    workspace: Path,
+    data: Path,
+    plan: Mapping[str, Sequence[object]] = PLAN,
+    patch: Sequence[int] = PATCH,
+    pretraining_batch: int = PRETRAINING_BATCH,
 ) -> None:
     """Convert, verify, plan and preprocess; nothing where that is done, by whatever plan."""
     if (workspace / _RECORD).is_file():
@@ -129,7 +134,7 @@ def prepare(
     diffseg("verify", LABELLED, environment=environment)
     chosen = [part for option, values in plan.items() for part in (option, *values)]
     diffseg("plan", LABELLED, *chosen, "--unlabeled", POOL, environment=environment)
-    _set_patch(workspace / "nnUNet_preprocessed" / NAME / "DiffSegPlans.json", patch)
+    _set_patch(workspace / "nnUNet_preprocessed" / NAME / "DiffSegPlans.json", patch, pretraining_batch)
     diffseg("preprocess", LABELLED, "-c", CONFIGURATION, environment=environment)
     write_json(workspace / "nnUNet_preprocessed" / NAME / "splits_final.json", splits())
     write_json(
@@ -141,11 +146,13 @@ def prepare(
     )
 
 
-def _set_patch(path: Path, patch: Sequence[int]) -> None:
+def _set_patch(path: Path, patch: Sequence[int], pretraining_batch: int) -> None:
     """As users of nnU-Net edit a plan by hand."""
     plans = json.loads(path.read_text())
-    for part in (plans["configurations"][CONFIGURATION], *plans["diffseg"]["configurations"][CONFIGURATION].values()):
+    stages = plans["diffseg"]["configurations"][CONFIGURATION]
+    for part in (plans["configurations"][CONFIGURATION], stages["training"], stages["pretraining"]):
         part["patch_size"] = list(patch)
+    stages["pretraining"]["batch_size"] = pretraining_batch
     write_json(path, plans)
 
 

@@ -28,10 +28,11 @@ from diffseg_nnunet.pipeline.stages import pretrain
 from diffseg_nnunet.workspace import Workspace
 
 CHOICES = {
-    "noised patches, weighted by the signal left": {"clean_share": 0.0},
-    "the same, and a quarter of the scans clean": {"clean_share": 0.25},
-    "the same, and half of the scans clean": {"clean_share": 0.5},
-    "a quarter clean, APE's distances": {"clean_share": 0.25, "objective": "distance"},
+    "a quarter of the scans clean, the others weighted by the signal left": {},
+    "no scan clean": {"clean_share": 0.0},
+    "half of the scans clean": {"clean_share": 0.5},
+    "a quarter clean, without the patch's statistics": {"patch_statistics": False},
+    "a quarter clean, APE's distances": {"objective": "distance"},
 }
 WINDOWS, POINTS = 12, 256
 

@@ -35,6 +35,8 @@ class CoordinateSettings:
         clean_share: share of the scans that the head reads clean, at the time step that is folded in. They count for
             the coordinates alone; all others count by the signal that is left in them. A quarter does better across
             patches than none, and half no better (benchmarks/RESULTS.md).
+        patch_statistics: let the head read the means and deviations that norms take away, too (see FeatureTap): without
+            them place is learned within patches, and hardly across (benchmarks/RESULTS.md).
         condition_dropout: share of the patches whose map is replaced by zeros in "guidance" (methods.md 1.2), so that
             the denoiser works without it.
         regressor_share: share of the epochs that train the regressor in "guidance".
@@ -45,6 +47,7 @@ class CoordinateSettings:
     weight: float = 1.0
     points_per_patch: int = 192
     clean_share: float = 0.25
+    patch_statistics: bool = True
     condition_dropout: float = 0.1
     regressor_share: float = 0.25
 

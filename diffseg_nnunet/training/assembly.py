@@ -68,8 +68,8 @@ def assemble(
     if settings.coordinates.mode != "auxiliary":
         return Assembly(denoiser, None, None)
     # the bottleneck, every stage of the decoder from coarse to fine, and the patch as a whole
-    norms = stage_norms(network)
-    channels = [*reversed(network.encoder.output_channels), statistics_channels(norms)]
+    norms = stage_norms(network) if settings.coordinates.patch_statistics else []
+    channels = [*reversed(network.encoder.output_channels), *([statistics_channels(norms)] if norms else [])]
     tap = FeatureTap([network.encoder.stages[-1], *network.decoder.stages], norms)
     return Assembly(denoiser, _moved(CoordinateHead(channels), device), tap)
 

@@ -7,9 +7,20 @@ from typing import Any
 
 import pytest
 import torch
+from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from torch import nn
 
-from diffseg_nnunet.coordinates.head import CoordinateHead, CoordinateSettings, FeatureTap, gather_voxels, values_at
+from diffseg_nnunet.coordinates.head import (
+    CoordinateHead,
+    CoordinateRegressor,
+    CoordinateSettings,
+    FeatureTap,
+    gather_voxels,
+    patch_statistics,
+    stage_norms,
+    statistics_channels,
+    values_at,
+)
 
 
 @pytest.mark.parametrize("spatial", [(5, 7), (4, 5, 6)])
@@ -101,3 +112,59 @@ def test_settings_survive_json() -> None:
 def test_settings_refuse_what_is_not_there(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         CoordinateSettings(**wrong)
+
+
+def normed(dimensions: int = 3) -> nn.Module:
+    """A planned network in miniature: an encoder of two stages with affine norms, and outputs of three channels."""
+    conv, norm = (nn.Conv2d, nn.InstanceNorm2d) if dimensions == 2 else (nn.Conv3d, nn.InstanceNorm3d)
+    shape = (1, 2, (4, 6), conv, 3, (1, 2), 1, 3, 1)
+    return PlainConvUNet(*shape, conv_bias=True, norm_op=norm, norm_op_kwargs={"affine": True}, nonlin=nn.LeakyReLU)
+
+
+@pytest.mark.parametrize("spatial", [(5, 7), (4, 5, 6)])
+def test_patch_statistics_are_means_and_deviations(spatial: tuple[int, ...]) -> None:
+    features = torch.randn((3, 4, *spatial), generator=torch.Generator().manual_seed(0)) * 2 + 5
+    statistics = patch_statistics(features)
+    assert statistics.shape == (3, 8, *(1,) * len(spatial))
+    values = features.flatten(2).double()
+    expected = torch.cat([values.mean(2), values.std(2, correction=0)], dim=1)
+    torch.testing.assert_close(statistics.flatten(1).double(), expected, rtol=1e-4, atol=1e-4)
+    # a constant map has no deviation, and a finite gradient
+    constant = torch.ones((1, 1, *spatial), requires_grad=True)
+    patch_statistics(constant).sum().backward()
+    assert torch.isfinite(constant.grad).all()
+
+
+def test_what_norms_take_away_is_kept() -> None:
+    """Brighter by a constant, a patch has the same features behind an instance norm, and other statistics."""
+    convolution, norm = nn.Conv3d(1, 4, 1), nn.InstanceNorm3d(4, affine=True)
+    tap = FeatureTap([norm], [norm])
+    patch = torch.randn((2, 1, 8, 8, 8), generator=torch.Generator().manual_seed(0))
+    taken = []
+    for brighter in (0.0, 3.0):
+        norm(convolution(patch + brighter))
+        taken.append(tap.take())
+    (features, statistics), (same, others) = taken
+    torch.testing.assert_close(features, same, atol=1e-4, rtol=0)
+    shift = torch.cat([3 * convolution.weight.flatten(), torch.zeros(4)])
+    torch.testing.assert_close((others - statistics)[0].flatten(), shift, atol=1e-4, rtol=0)
+    with pytest.raises(RuntimeError, match="no forward pass"):
+        tap.take()
+
+
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_the_last_norm_of_each_stage_is_read(dimensions: int) -> None:
+    norms = stage_norms(normed(dimensions))
+    assert [norm.num_features for norm in norms] == [4, 6]
+    assert statistics_channels(norms) == 2 * (4 + 6)
+
+
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_the_regressor_adds_one_offset_to_a_patch(dimensions: int) -> None:
+    regressor = CoordinateRegressor(normed(dimensions))
+    patch = torch.randn((2, 1, *(8,) * dimensions), generator=torch.Generator().manual_seed(0))
+    offset = (regressor(patch) - regressor.network(patch)).flatten(2)
+    torch.testing.assert_close(offset, offset[..., :1].expand_as(offset), atol=1e-5, rtol=0)
+    assert not torch.allclose(offset[0], offset[1])
+    regressor(patch).sum().backward()
+    assert all(p.grad is not None for p in regressor.offset.parameters())

@@ -55,8 +55,8 @@ class FittingPlanning:
             spacing, median_shape, data_identifier, approximate_n_voxels_dataset, _cache
         )
         # nnU-Net tries dozens of spacings until a low-resolution patch covers enough: measured once, when it has one
-        measured = None if data_identifier.endswith("3d_lowres") else self.fitting
-        return plan | self._fitted(plan, approximate_n_voxels_dataset, measured)
+        is_trial = data_identifier == self.generate_data_identifier("3d_lowres")
+        return plan | (self._guessed(plan) if is_trial else self._fitted(plan, approximate_n_voxels_dataset))
 
     @cached_property
     def _reasons(self) -> dict[str, dict[str, str]]:
@@ -111,27 +111,41 @@ class FittingPlanning:
             candidates.setdefault(patch, (Topology(patch, strides, kernels), architecture))
         return dict(candidates.values())
 
-    def _fitted(self, plan: Mapping[str, Any], voxels_of_dataset: float, fitting: Fitting | None) -> dict[str, Any]:
-        """Patch, batch and architecture of a configuration; guessed from other configurations' memory without
-        `fitting`."""
-        spacing, median = [float(mm) for mm in plan["spacing"]], [float(n) for n in plan["median_image_size_in_voxels"]]
+    def _fitted(self, plan: Mapping[str, Any], voxels_of_dataset: float) -> dict[str, Any]:
+        """Patch, batch and architecture of a configuration."""
+        spacing, median = _lengths(plan)
         candidates = self._candidates(plan, spacing, median)
         by_key = {(topology.strides, topology.kernels): each for topology, each in candidates.items()}
         most = partial(share_of_dataset, voxels_of_dataset, self.max_dataset_covered, least=SMALLEST_BATCH)
         ladder = training_ladder(list(candidates), median, most)
-        if fitting is None:
-            choice = next((each for each in reversed(ladder) if each.voxels <= self._voxels_that_fit), ladder[0])
-        else:
-            choice = self._fit(ladder, lambda choice: by_key[choice.key], fitting, plan["data_identifier"])
-            name = plan["data_identifier"].removeprefix(f"{self.plans_identifier}_")
-            self._reasons[name] = _reasons(choice, next(iter(candidates)).patch, most(choice.patch), fitting.budget_gib)
+        choice = self._fit(ladder, lambda choice: by_key[choice.key], plan["data_identifier"])
+        name = plan["data_identifier"].removeprefix(f"{self.plans_identifier}_")
+        largest = next(iter(candidates)).patch
+        self._reasons[name] = _reasons(choice, largest, most(choice.patch), self.fitting.budget_gib)
         return {"patch_size": list(choice.patch), "batch_size": choice.batch, "architecture": by_key[choice.key]}
 
-    def _fit(self, ladder: list[Choice], architecture: Any, fitting: Fitting, name: str) -> Choice:
+    def _guessed(self, plan: Mapping[str, Any]) -> dict[str, Any]:
+        """Likewise, of about as many voxels as were found to fit another configuration: nothing is measured."""
+        spacing, median = _lengths(plan)
+        topology = poolable(spacing, plan["patch_size"])
+        while SMALLEST_BATCH * math.prod(topology.patch) > self._voxels_that_fit:
+            # nnU-Net's way: the axis of which the patch has the largest share
+            axes = sorted(range(len(median)), key=lambda axis: -topology.patch[axis] / median[axis])
+            smaller = (reduced(spacing, topology.patch, axis) for axis in axes)
+            following = next((each for each in smaller if each is not None), None)
+            if following is None:
+                break
+            topology = following
+        architecture, patch = self.topology_of(
+            self.architecture_of(plan["architecture"], topology), spacing, topology.patch
+        )
+        return {"patch_size": list(patch), "batch_size": SMALLEST_BATCH, "architecture": architecture}
+
+    def _fit(self, ladder: list[Choice], architecture: Any, name: str) -> Choice:
         try:
-            fitted = fitting.fit_training(ladder, architecture)
+            fitted = self.fitting.fit_training(ladder, architecture)
         except NothingFitsError as error:
-            raise too_small(error, fitting.budget_gib, name) from error
+            raise too_small(error, self.fitting.budget_gib, name) from error
         self._voxels_that_fit = fitted.choice.voxels
         return fitted.choice
 
@@ -139,7 +153,7 @@ class FittingPlanning:
         plan = plans["configurations"].get("3d_lowres")
         if plan is not None:
             voxels_of_dataset = math.prod(plan["median_image_size_in_voxels"]) * self.dataset_json["numTraining"]
-            plan |= self._fitted(plan, voxels_of_dataset, self.fitting)
+            plan |= self._fitted(plan, voxels_of_dataset)
 
     def stages(self, plans: dict[str, Any], name: str) -> dict[str, Any]:
         """Both stages of a configuration: patch, batch and memory, that of prediction, and why."""
@@ -204,6 +218,11 @@ class FittingPlanning:
         datasets = [RawDataset.open(own), *(RawDataset.open(own.parent / name) for name in self.options.unlabelled)]
         pooled = (dataset.labelled_cases() for dataset in datasets[1:])
         return sum(len(dataset.unlabelled_cases()) for dataset in datasets) + sum(map(len, pooled))
+
+
+def _lengths(plan: Mapping[str, Any]) -> tuple[list[float], list[float]]:
+    """Spacing and median shape of a configuration."""
+    return [float(mm) for mm in plan["spacing"]], [float(n) for n in plan["median_image_size_in_voxels"]]
 
 
 def _stage(fitted: Fitted) -> dict[str, Any]:

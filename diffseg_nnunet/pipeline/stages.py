@@ -19,7 +19,7 @@ from diffseg_nnunet.pipeline.device import gpu_memory_watched, gpu_of, prepare_d
 from diffseg_nnunet.pipeline.preprocessing import preprocessing_inputs, require_preprocessed
 from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.pipeline.splits import check_fold, ensure_splits
-from diffseg_nnunet.planning.section import STAGES, diffseg_section, stage_plan
+from diffseg_nnunet.planning.section import STAGES, diffseg_section, predicted_gib, stage_plan
 from diffseg_nnunet.training import checkpoint as checkpoints
 from diffseg_nnunet.training import processes
 from diffseg_nnunet.training.adaptation import adapt, require_share
@@ -222,7 +222,7 @@ class Job:
 def _run(job: Job, resume: bool) -> Path:
     """Run a job in this process, or in this one of several that train together: the first keeps the books."""
     project = job.project
-    gib = job.planned["predicted_peak_gib"] / processes.world_size()
+    gib = predicted_gib(job.planned, processes.world_size())
     with processes.process_group(job.device):
         if processes.rank() > 0:
             # nnU-Net prints in every process; the first one's log says it all

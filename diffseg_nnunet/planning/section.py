@@ -12,7 +12,7 @@ SECTION = "diffseg"
 UNLABELLED_SUFFIX = "_unlabelled"
 STAGES = ("pretraining", "training")
 
-_PARTS_OF_PATCHES = ("batch", "activations")
+_PARTS_OF_PATCHES = ("batch", "activations", "workspace")
 
 
 def diffseg_section(plans: Mapping[str, Any]) -> dict[str, Any]:
@@ -62,18 +62,14 @@ def allowed_mirror_axes(plans: Mapping[str, Any], dimensions: int) -> tuple[int,
 def set_batch_size(plans: dict[str, Any], configuration: str, stage: str, batch_size: int) -> None:
     """Change a stage's batch in place, for our trainers and, where it is the training's, for stock nnU-Net's too.
 
-    The prediction follows it: what is held for each patch (batch and activations) in proportion, the rest as it was.
-    Where the parts are not known, all of it in proportion. A cascade's last stage, which
-    inherits from this one and reads more, gets no larger a batch.
+    The prediction follows it: what is taken for each patch in proportion, the rest as it was; all of it where the parts
+    are not known. A cascade's last stage, which inherits from this one and reads more, gets no larger a batch.
     """
     planned = stage_plan(plans, configuration, stage)
     ratio = batch_size / planned["batch_size"]
     planned["batch_size"] = batch_size
     if "memory_gib" in planned:
-        parts = planned["memory_gib"]
-        planned["memory_gib"] = {
-            name: round(gib * ratio, 3) if name in _PARTS_OF_PATCHES else gib for name, gib in parts.items()
-        }
+        planned["memory_gib"] = _scaled(planned["memory_gib"], ratio)
         planned["predicted_peak_gib"] = round(sum(planned["memory_gib"].values()), 3)
     else:
         planned["predicted_peak_gib"] = round(planned["predicted_peak_gib"] * ratio, 3)
@@ -83,3 +79,15 @@ def set_batch_size(plans: dict[str, Any], configuration: str, stage: str, batch_
             heir = plans["configurations"][name].get("inherits_from") == configuration
             if heir and stages[stage]["batch_size"] > batch_size:
                 set_batch_size(plans, name, stage, batch_size)
+
+
+def predicted_gib(planned: Mapping[str, Any], processes: int) -> float:
+    """Predicted peak of a planned stage on each of several GPUs that share its batch, GiB."""
+    if "memory_gib" in planned:
+        return sum(_scaled(planned["memory_gib"], 1 / processes).values())
+    return planned["predicted_peak_gib"] / processes
+
+
+def _scaled(parts: Mapping[str, float], ratio: float) -> dict[str, float]:
+    """Parts of a stage's memory for another batch."""
+    return {name: round(gib * ratio, 3) if name in _PARTS_OF_PATCHES else gib for name, gib in parts.items()}

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from diffseg_nnunet.planning.section import predicted_gib
 from diffseg_nnunet.planning.stepping import Trial, fits, smaller_budget, step_down
 
 
@@ -67,3 +68,13 @@ def test_the_largest_batch_that_fits_is_found(
 )
 def test_the_next_budget_is_smaller(budget: float, free: float, peak: float | None, expected: float | None) -> None:
     assert smaller_budget(budget, free, peak) == expected
+
+
+def test_processes_share_what_patches_take_and_nothing_else() -> None:
+    planned = {
+        "predicted_peak_gib": 5.2,
+        "memory_gib": {"weights": 0.2, "batch": 0.4, "activations": 3.6, "context": 1.0},
+    }
+    assert predicted_gib(planned, 1) == pytest.approx(5.2)
+    assert predicted_gib(planned, 4) == pytest.approx(0.2 + 0.1 + 0.9 + 1.0)
+    assert predicted_gib({"predicted_peak_gib": 5.2}, 4) == pytest.approx(1.3)

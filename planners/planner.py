@@ -24,6 +24,7 @@ from diffseg_nnunet.atomic import write_json
 from diffseg_nnunet.coordinates.head import CoordinateSettings
 from diffseg_nnunet.diffusion.gaussian import DiffusionSettings
 from diffseg_nnunet.planning.adoption import Source
+from diffseg_nnunet.planning.fingerprint import check_fingerprint
 from diffseg_nnunet.planning.hardware import MemoryBudget
 from diffseg_nnunet.planning.mirroring import MirrorDecision, decide_mirroring, to_2d
 from diffseg_nnunet.planning.section import PLANS_NAME, SECTION
@@ -58,10 +59,10 @@ class PlanOptions:
 
 
 class DiffSegPlanning:
-    """Patch and batch that fill the budget, and the ``diffseg`` section; a mix-in placed before an nnU-Net planner.
+    """The ``diffseg`` section of the plans, and where they are written; a mix-in placed before an nnU-Net planner.
 
     Spacing, normalisation, resampling and the rules of topology are nnU-Net's own, and so is the form of the plans:
-    stock commands preprocess, train and predict by them.
+    stock commands preprocess, train and predict by them. Patch and batch: :class:`FittingPlanning`.
     """
 
     backbone: str
@@ -84,6 +85,15 @@ class DiffSegPlanning:
             overwrite_target_spacing,
             suppress_transpose,
         )
+
+    def plan_experiment(self) -> dict[str, Any]:
+        """Plan, and write the plans.
+
+        Raises:
+            BadInputError: the fingerprint is no good, or nothing fits the budget.
+        """
+        check_fingerprint(self.dataset_fingerprint, self.dataset_name)
+        return super().plan_experiment()
 
     def configure(self, **options: Any) -> None:
         """Take over the fields of :class:`PlanOptions` that are given; before ``plan_experiment``."""

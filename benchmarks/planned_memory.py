@@ -26,12 +26,10 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import numpy as np
-import SimpleITK as sitk
+from fingerprints import FLARE22, Fingerprint, write
 from results import cached, table, write_section
 
 from diffseg_nnunet import registry
-from diffseg_nnunet.atomic import write_json
 from diffseg_nnunet.errors import StageFailedError
 from diffseg_nnunet.pipeline.measuring import STEPS, WARM_UP, Order, run_order
 from diffseg_nnunet.pipeline.project import Project
@@ -46,22 +44,13 @@ from diffseg_nnunet.planning.hardware import (
 from diffseg_nnunet.planning.section import STAGES, stage_plan
 from diffseg_nnunet.workspace import Workspace, dataset_folder_name
 
-CASES, TRAINING_CASES = 20, 200  # in the fingerprint, and by dataset.json: nnU-Net's batches stay below 5 % of them
+TRAINING_CASES = 200  # nnU-Net's batches stay below 5 % of them
 TOLERANCE, TOO_LOW, FILLED = 0.05, 0.02, 0.85  # what the plans promise
 OUT_OF_MEMORY, TOO_LARGE, FAILED = "out of memory", "larger than this GPU", "failed"
 
 
-@dataclass(frozen=True)
-class Body:
-    """What a fingerprint says of a data set's images: spacing in mm and shape of the middle case, (z, y, x)."""
-
-    spacing: tuple[float, float, float]
-    shape: tuple[int, int, int]
-    modality: str
-
-
-ABDOMEN = Body((2.5, 0.74, 0.74), (97, 512, 512), "CT")
-BRAIN = Body((1.0, 1.0, 1.0), (155, 190, 160), "MRI")
+ABDOMEN = FLARE22
+BRAIN = Fingerprint("brain", (1.0, 1.0, 1.0), (155, 190, 160), TRAINING_CASES, 1, modality="MRI")
 
 
 @dataclass(frozen=True)
@@ -81,7 +70,7 @@ class Plan:
     backbone: str
     classes: int
     channels: int
-    body: Body
+    body: Fingerprint
     configuration: str = "3d_fullres"
 
     @property
@@ -147,7 +136,8 @@ def make_plan(workspace: Workspace, plan: Plan) -> float:
     """Write the data set and its plan; returns the seconds that planning took."""
     project = _project(workspace, plan)
     workspace.activate()
-    write_dataset(project, plan)
+    body = replace(plan.body, cases=TRAINING_CASES, classes=plan.classes, channels=plan.channels)
+    write(workspace, project.name, body)
     planner = registry.load("planners", plan.backbone)(project.id)
     planner.configure(budget=MemoryBudget(float(plan.budget_gib), "requested"))
     begin = perf_counter()
@@ -159,42 +149,6 @@ def make_plan(workspace: Workspace, plan: Plan) -> float:
 def _project(workspace: Workspace, plan: Plan) -> Project:
     number = 1 + PLANS.index(plan)
     return Project(workspace, dataset_folder_name(number, re.sub(r"\W|_", "", plan.name)))
-
-
-def write_dataset(project: Project, plan: Plan) -> None:
-    """A raw data set of one tiny case, from which planners read the format and the axes, and the fingerprint."""
-    raw = project.workspace.raw / project.name
-    for folder in ("imagesTr", "labelsTr"):
-        (raw / folder).mkdir(parents=True, exist_ok=True)
-    image = sitk.GetImageFromArray(np.zeros((4, 4, 4), np.int16))
-    for channel in range(plan.channels):
-        sitk.WriteImage(image, str(raw / "imagesTr" / f"case_{channel:04d}.nii.gz"))
-    sitk.WriteImage(image, str(raw / "labelsTr" / "case.nii.gz"))
-    channels = {
-        str(channel): plan.body.modality if plan.channels == 1 else f"{plan.body.modality}{channel}"
-        for channel in range(plan.channels)
-    }
-    labels = {"background": 0} | {f"class{value}": value for value in range(1, plan.classes + 1)}
-    write_json(
-        raw / "dataset.json",
-        {"channel_names": channels, "labels": labels, "numTraining": TRAINING_CASES, "file_ending": ".nii.gz"},
-    )
-    write_json(project.preprocessed / "dataset_fingerprint.json", fingerprint(plan))
-
-
-def fingerprint(plan: Plan) -> dict[str, Any]:
-    """nnU-Net's, of cases whose first axis differs in length."""
-    depth, *in_plane = plan.body.shape
-    intensities = {
-        **{"min": -1000.0, "max": 3000.0, "mean": 90.0, "median": 100.0, "std": 140.0},
-        **{"percentile_00_5": -900.0, "percentile_99_5": 400.0},
-    }
-    return {
-        "spacings": [list(plan.body.spacing)] * CASES,
-        "shapes_after_crop": [[round(depth * factor), *in_plane] for factor in np.linspace(0.8, 1.2, CASES)],
-        "foreground_intensity_properties_per_channel": {str(c): intensities for c in range(plan.channels)},
-        "median_relative_size_after_cropping": 1.0,
-    }
 
 
 def nnunet_estimate_gib(project: Project, plan: Plan, patch: tuple[int, ...], batch: int) -> float:

@@ -85,6 +85,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, help="of another pretraining, in place of the modes")
     parser.add_argument("--cases", type=int, help="only so many scans of each data set, to try the script")
     parser.add_argument("--picture", type=Path, help="PNG to draw")
+    parser.add_argument("--picture-of", nargs="+", choices=list(DATASETS), default=list(DATASETS))
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     prepare(options.workspace, options.data)
@@ -291,7 +292,7 @@ def _report(
 def _picture(options: argparse.Namespace, models: dict[str, PretrainedModel], tuned: dict[str, Any]) -> None:
     """The middle slices of the first held-out scan of each data set, at every level."""
     model, rows = next(iter(models.values())), []
-    for dataset in DATASETS:
+    for dataset in options.picture_of:
         source = held_out(options.workspace, dataset)[0]
         for level in LEVELS:
             patch = noised_patch(model, source, level, options.seed)

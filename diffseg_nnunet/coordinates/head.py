@@ -171,28 +171,36 @@ def statistics_channels(norms: Sequence[nn.Module]) -> int:
     return 2 * sum(norm.weight.numel() for norm in norms)
 
 
+def head_on(network: nn.Module, hidden: int = 64, statistics: bool = True) -> tuple[CoordinateHead, FeatureTap]:
+    """A head on a planned network, and the tap that feeds it: the bottleneck, every stage of the decoder from coarse to
+    fine, and, unless told otherwise, the statistics of the patch as a whole."""
+    norms = stage_norms(network) if statistics else []
+    channels = [*reversed(network.encoder.output_channels), *([statistics_channels(norms)] if norms else [])]
+    return CoordinateHead(channels, hidden), FeatureTap([network.encoder.stages[-1], *network.decoder.stages], norms)
+
+
 class CoordinateRegressor(nn.Module):
-    """A network with three outputs, and an offset of the whole patch, which its norms would take away.
+    """A network of the planned topology with a coordinate head of its own: guidance's regressor.
 
     Args:
-        network: of the planned topology; gives (B, 3, ...).
-        hidden: width of the one hidden layer between a patch's statistics and its offset.
+        network: its outputs are not used, and not trained.
+        hidden: width of the head, which here is asked for every voxel.
     """
 
-    def __init__(self, network: nn.Module, hidden: int = 64):
+    def __init__(self, network: nn.Module, hidden: int = 16):
         super().__init__()
         self.network = network
-        norms = stage_norms(network)
-        self._tap = FeatureTap((), norms)
-        self.offset = nn.Sequential(nn.Linear(statistics_channels(norms), hidden), nn.SiLU(), nn.Linear(hidden, 3))
+        network.decoder.seg_layers.requires_grad_(False)
+        self.head, self._tap = head_on(network, hidden)
+
+    def features(self, patch: Tensor) -> list[Tensor]:
+        """What the head reads of a patch (B, C, ...)."""
+        self.network(patch)
+        return self._tap.take()
 
     def forward(self, patch: Tensor) -> Tensor:
-        """Coordinates of every voxel: (B, C, ...) -> (B, 3, ...), in units of 300 mm."""
-        within = self.network(patch)
-        (statistics,) = self._tap.take()
-        with torch.autocast(patch.device.type, enabled=False):
-            offset = self.offset(statistics.flatten(1))
-        return within + offset.reshape(*offset.shape, *(1,) * (patch.ndim - 2)).to(within.dtype)
+        """Coordinates of every voxel: (B, C, ...) -> float32 (B, 3, ...), in units of 300 mm."""
+        return self.head.dense(self.features(patch), patch.shape[2:])
 
 
 def values_at(features: Tensor, voxels: Tensor, shape: Sequence[int]) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from diffseg_nnunet.coordinates.guidance import widen_input
-from diffseg_nnunet.coordinates.head import CoordinateHead, FeatureTap, stage_norms, statistics_channels
+from diffseg_nnunet.coordinates.head import CoordinateHead, FeatureTap, head_on
 from diffseg_nnunet.diffusion.conditioning import TimeConditioning
 from diffseg_nnunet.diffusion.gaussian import GaussianDiffusion
 from diffseg_nnunet.training.objective import Denoiser
@@ -67,11 +67,8 @@ def assemble(
     denoiser = Denoiser(network, conditioning, GaussianDiffusion(settings.diffusion), regressor, compiled)
     if settings.coordinates.mode != "auxiliary":
         return Assembly(denoiser, None, None)
-    # the bottleneck, every stage of the decoder from coarse to fine, and the patch as a whole
-    norms = stage_norms(network) if settings.coordinates.patch_statistics else []
-    channels = [*reversed(network.encoder.output_channels), *([statistics_channels(norms)] if norms else [])]
-    tap = FeatureTap([network.encoder.stages[-1], *network.decoder.stages], norms)
-    return Assembly(denoiser, _moved(CoordinateHead(channels), device), tap)
+    head, tap = head_on(network, statistics=settings.coordinates.patch_statistics)
+    return Assembly(denoiser, _moved(head, device), tap)
 
 
 def _moved(module: nn.Module, device: torch.device) -> nn.Module:

@@ -12,7 +12,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from diffseg_nnunet.coordinates.head import CoordinateHead, CoordinateSettings, FeatureTap, gather_voxels
+from diffseg_nnunet.coordinates.head import (
+    CoordinateHead,
+    CoordinateRegressor,
+    CoordinateSettings,
+    FeatureTap,
+    gather_voxels,
+)
 from diffseg_nnunet.coordinates.loss import (
     consistency_loss,
     displacement_error_mm,
@@ -143,11 +149,11 @@ class RegressionObjective:
     """Coordinates from clean patches: the first phase of guidance.
 
     Args:
-        regressor: a network with three outputs.
+        regressor: to train.
         coordinates: settings.
     """
 
-    def __init__(self, regressor: nn.Module, coordinates: CoordinateSettings):
+    def __init__(self, regressor: CoordinateRegressor, coordinates: CoordinateSettings):
         self.regressor, self.coordinates = regressor, coordinates
 
     def __call__(self, batch: dict[str, Tensor], draws: Draws) -> dict[str, Tensor]:
@@ -157,11 +163,12 @@ class RegressionObjective:
 
     def terms(self, batch: dict[str, Tensor], draws: Draws) -> Terms:
         """The loss alone, and the other entries on demand."""
-        dense = self.regressor(batch["data"])
-        signal = torch.ones(len(dense), device=dense.device)
+        data = batch["data"]
+        features = self.regressor.features(data)
+        signal = torch.ones(len(data), device=data.device)
 
         def read(voxels: Tensor) -> Tensor:
-            return gather_voxels(dense, voxels[..., -(dense.ndim - 2) :]).float()
+            return self.regressor.head(features, voxels[..., -(data.ndim - 2) :], data.shape[2:])
 
         return _coordinate_terms(self.coordinates, batch, draws.voxels, signal, read)
 

@@ -160,11 +160,15 @@ def test_the_last_norm_of_each_stage_is_read(dimensions: int) -> None:
 
 
 @pytest.mark.parametrize("dimensions", [2, 3])
-def test_the_regressor_adds_one_offset_to_a_patch(dimensions: int) -> None:
+def test_the_regressor_maps_what_its_head_reads(dimensions: int) -> None:
     regressor = CoordinateRegressor(normed(dimensions))
     patch = torch.randn((2, 1, *(8,) * dimensions), generator=torch.Generator().manual_seed(0))
-    offset = (regressor(patch) - regressor.network(patch)).flatten(2)
-    torch.testing.assert_close(offset, offset[..., :1].expand_as(offset), atol=1e-5, rtol=0)
-    assert not torch.allclose(offset[0], offset[1])
-    regressor(patch).sum().backward()
-    assert all(p.grad is not None for p in regressor.offset.parameters())
+    dense = regressor(patch)
+    assert dense.shape == (2, 3, *patch.shape[2:])
+    voxels = torch.tensor([[[1, 2, 3][:dimensions], [7, 0, 5][:dimensions]]]).expand(2, -1, -1)
+    read = regressor.head(regressor.features(patch), voxels, patch.shape[2:])
+    torch.testing.assert_close(gather_voxels(dense, voxels), read, atol=1e-5, rtol=1e-5)
+    dense.sum().backward()
+    trained = [p for p in regressor.parameters() if p.requires_grad]
+    assert all(p.grad is not None for p in trained)  # and the network's outputs, which nobody reads, are not among them
+    assert not any(p.requires_grad for p in regressor.network.decoder.seg_layers.parameters())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -13,7 +14,13 @@ from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from torch import Tensor, nn
 
 from diffseg_nnunet.coordinates.guidance import widen_input
-from diffseg_nnunet.coordinates.head import CoordinateHead, CoordinateSettings, FeatureTap
+from diffseg_nnunet.coordinates.head import (
+    CoordinateHead,
+    CoordinateRegressor,
+    CoordinateSettings,
+    FeatureTap,
+    gather_voxels,
+)
 from diffseg_nnunet.coordinates.loss import distance_loss, relative_position_loss
 from diffseg_nnunet.coordinates.positions import UNIT_MM
 from diffseg_nnunet.diffusion.conditioning import TimeConditioning
@@ -66,7 +73,7 @@ def parts(dimensions: int = 3, diffusion: DiffusionSettings | None = None, **coo
     chosen = CoordinateSettings(**{"points_per_patch": 16, **coordinates})
     network, regressor = unet(dimensions), None
     if chosen.mode == "guidance":
-        regressor = unet(dimensions, outputs=3)
+        regressor = CoordinateRegressor(unet(dimensions, outputs=3))
         widen_input(network)
     conditioning = TimeConditioning(network)
     for projection in conditioning.projections:  # as if trained: time says something
@@ -223,7 +230,7 @@ def test_regressor_learns_place(dimensions: int, objective: str) -> None:
     settings = CoordinateSettings(mode="guidance", points_per_patch=32, objective=objective)
     built, pairs = parts(dimensions, mode="guidance", points_per_patch=32), batch(dimensions)
     torch.manual_seed(0)
-    regressor = unet(dimensions, outputs=3)
+    regressor = CoordinateRegressor(unet(dimensions, outputs=3))
     regression = RegressionObjective(regressor, settings)
     losses = regression(pairs, built.draws(pairs))
     assert set(losses) == {"loss", "coordinates", "displacement_mm"}
@@ -392,8 +399,11 @@ class Told(nn.Module):
         super().__init__()
         self.dense = nn.Parameter(dense)
 
-    def forward(self, patches: Tensor) -> Tensor:
-        return self.dense
+    def features(self, patches: Tensor) -> list[Tensor]:
+        return [self.dense]
+
+    def head(self, features: list[Tensor], voxels: Tensor, shape: Sequence[int]) -> Tensor:
+        return gather_voxels(features[0], voxels)
 
 
 @pytest.mark.parametrize("dimensions", [2, 3])

@@ -19,6 +19,7 @@ from diffseg_nnunet.planning.adoption import (
     adopt_spacing,
     adopt_topology,
 )
+from diffseg_nnunet.planning.section import STANDARD_CONFIGURATIONS
 from diffseg_nnunet.training.adaptation import Adaptation, adapt, require_share
 
 _SAME_SPACING = 1e-3  # relative
@@ -105,7 +106,8 @@ class AdoptingPlanning:
         adaptations = {
             name: self._adaptation(manager, name)
             for name in manager.available_configurations
-            if (configuration := manager.get_configuration(name)).previous_stage_name is None
+            if name in STANDARD_CONFIGURATIONS
+            and (configuration := manager.get_configuration(name)).previous_stage_name is None
             and len(configuration.patch_size) == source.dimensions
         }
         if not adaptations:

@@ -13,6 +13,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from numpy.typing import NDArray
 
+from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.planning.search import (
     SMALLEST_BATCH,
     Choice,
@@ -26,7 +27,7 @@ from diffseg_nnunet.planning.search import (
 from diffseg_nnunet.raw_dataset import RawDataset
 from diffseg_nnunet.training.settings import PATCHES_PER_SCAN, PretrainingSettings
 
-from .fitting import Fitted, Fitting, poolable, reduced, share_of_dataset, too_small
+from .fitting import FEWEST_STAGES, Fitted, Fitting, poolable, reduced, share_of_dataset, too_small
 from .steps import PRETRAINING_DTYPE
 
 
@@ -55,8 +56,10 @@ class FittingPlanning:
             spacing, median_shape, data_identifier, approximate_n_voxels_dataset, _cache
         )
         # nnU-Net tries dozens of spacings until a low-resolution patch covers enough: measured once, when it has one
-        is_trial = data_identifier == self.generate_data_identifier("3d_lowres")
-        return plan | (self._guessed(plan) if is_trial else self._fitted(plan, approximate_n_voxels_dataset))
+        if data_identifier == self.generate_data_identifier("3d_lowres"):
+            self._largest_lowres = plan["patch_size"]
+            return plan | self._guessed(plan)
+        return plan | self._fitted(plan, approximate_n_voxels_dataset)
 
     @cached_property
     def _reasons(self) -> dict[str, dict[str, str]]:
@@ -64,14 +67,19 @@ class FittingPlanning:
         return {}
 
     @cached_property
+    def _label_manager(self) -> LabelManager:
+        return LabelManager(self.dataset_json["labels"], self.dataset_json.get("regions_class_order"))
+
+    @cached_property
     def fitting(self) -> Fitting:
         """Of this data set's networks into the budget."""
-        label_manager = LabelManager(self.dataset_json["labels"], self.dataset_json.get("regions_class_order"))
+        label_manager = self._label_manager
         return Fitting(
             self.options.budget.gib,
             len(self.dataset_json["channel_names"]),
             label_manager.num_segmentation_heads,
             label_manager.has_regions,
+            label_manager.has_ignore_label,
             PretrainingSettings(diffusion=self.options.diffusion, coordinates=self.options.coordinates),
             PRETRAINING_DTYPE if self.options.budget.bfloat16 else None,
         )
@@ -107,8 +115,15 @@ class FittingPlanning:
             own = self.architecture_of(plan["architecture"], each)
             architecture, patch = self.topology_of(own, spacing, each.patch)
             arguments = architecture["arch_kwargs"]
+            if arguments["n_stages"] < FEWEST_STAGES:
+                continue
             strides, kernels = (tuple(map(tuple, arguments[name])) for name in ("strides", "kernel_sizes"))
             candidates.setdefault(patch, (Topology(patch, strides, kernels), architecture))
+        if not candidates:
+            raise BadInputError(
+                f"No network of {FEWEST_STAGES} or more stages can start from this checkpoint: the data are too small.",
+                "Plan without --from-checkpoint.",
+            )
         return dict(candidates.values())
 
     def _fitted(self, plan: Mapping[str, Any], voxels_of_dataset: float) -> dict[str, Any]:
@@ -153,7 +168,7 @@ class FittingPlanning:
         plan = plans["configurations"].get("3d_lowres")
         if plan is not None:
             voxels_of_dataset = math.prod(plan["median_image_size_in_voxels"]) * self.dataset_json["numTraining"]
-            plan |= self._fitted(plan, voxels_of_dataset)
+            plan |= self._fitted({**plan, "patch_size": self._largest_lowres}, voxels_of_dataset)
 
     def stages(self, plans: dict[str, Any], name: str) -> dict[str, Any]:
         """Both stages of a configuration: patch, batch and memory, that of prediction, and why."""
@@ -173,7 +188,7 @@ class FittingPlanning:
         stages["pretraining"] = _stage(self._fit_pretraining(architecture, planned, configuration, shapes))
         largest = shapes[shapes.prod(axis=1).argmax()]
         stages["inference"] = self.fitting.inference(architecture, planned.patch, np.median(shapes, axis=0), largest)
-        stages["reasons"] = self._reasons[name]
+        stages["reasons"] = self._reasons[name] | _pretraining_reasons(stages, self.fitting.budget_gib)
         return stages
 
     def _fit_pretraining(
@@ -194,9 +209,12 @@ class FittingPlanning:
     def _fit_cascade(self, architecture: Mapping[str, Any], planned: Choice, configuration: Any) -> Fitted:
         """The last stage of a cascade, which reads a segmentation too: the planned patch or a smaller one that fits."""
         median = [float(length) for length in configuration.median_image_size_in_voxels]
-        ladder = pretraining_ladder(planned, _divisor(architecture), median, lambda _: planned.batch, 1)
-        ladder = [choice for choice in ladder if choice.voxels < planned.voxels and choice.batch == planned.batch]
-        labels = LabelManager(self.dataset_json["labels"], self.dataset_json.get("regions_class_order"))
+        fewer = [Choice(planned.patch, batch) for batch in range(SMALLEST_BATCH, planned.batch)]
+        # smaller patches for when not even the least batch of the planned one fits
+        ladder = pretraining_ladder(planned, _divisor(architecture), median, lambda _: SMALLEST_BATCH, 1)
+        least = SMALLEST_BATCH * math.prod(planned.patch)
+        ladder = [*(choice for choice in ladder if choice.voxels < least), *fewer]
+        labels = self._label_manager
         try:
             return self.fitting.fit_training(
                 [*ladder, planned], lambda _: architecture, extra_channels=len(labels.foreground_labels)
@@ -239,7 +257,7 @@ def _reasons(choice: Choice, largest: Patch, most: int, budget_gib: float) -> di
     """What limits a patch and its batch, one sentence each."""
     covers = choice.patch == largest
     if covers:
-        patch = "the largest nnU-Net would take: it covers the median case, or 256³ voxels"
+        patch = "the largest nnU-Net would take: it covers the median case, or 256³ voxels (2048² in 2D)"
     else:
         patch = f"the largest whose training step fits {budget_gib:g} GiB, shaped like the median case"
     if choice.batch == most and covers:
@@ -251,6 +269,20 @@ def _reasons(choice: Choice, largest: Patch, most: int, budget_gib: float) -> di
             "nnU-Net's least" if choice.batch == SMALLEST_BATCH else "more patches fill the budget, larger ones do not"
         )
     return {"patch": patch, "batch": batch}
+
+
+def _pretraining_reasons(stages: Mapping[str, Any], budget_gib: float) -> dict[str, str]:
+    """Why the pretraining's patch and batch are what they are, one sentence each."""
+    training, pretraining = (stages[stage] for stage in ("training", "pretraining"))
+    if pretraining["patch_size"] == training["patch_size"]:
+        patch = "that of the training: both stages have one topology"
+    else:
+        patch = f"its own, on the training's topology: so pairs of patches fill {budget_gib:g} GiB best"
+    return {
+        "pretraining_patch": patch,
+        "pretraining_batch": "whole pairs of patches of one scan, so that coordinates can be compared: as many as fit "
+        f"{budget_gib:g} GiB, and no more than 5 % of all voxels, unlabelled cases included",
+    }
 
 
 def _divisor(architecture: Mapping[str, Any]) -> tuple[int, ...]:

@@ -94,6 +94,7 @@ class Fitting:
         channels: of the image.
         heads: outputs of the segmentation network.
         regions: whether they may overlap.
+        ignore: whether there is an ignore label.
         pretraining: settings of the first stage.
         pretraining_dtype: of its autocast; None where the GPU at hand has no bfloat16.
         allowances: for what cannot be counted.
@@ -105,19 +106,22 @@ class Fitting:
         channels: int,
         heads: int,
         regions: bool,
+        ignore: bool,
         pretraining: PretrainingSettings,
         pretraining_dtype: torch.dtype | None = PRETRAINING_DTYPE,
         allowances: Allowances | None = None,
     ):
         self.budget_gib = budget_gib
-        self.channels, self.heads, self.regions = channels, max(2, heads), regions
+        self.channels, self.regions, self.ignore = channels, regions, ignore
+        self.heads = heads if regions else max(2, heads)  # data without labels have the background alone
         self.pretraining, self.pretraining_dtype = pretraining, pretraining_dtype
         self.allowances = allowances or Allowances()
         self.measured = 0
         self._kept: dict[Any, PeakMemory] = {}
 
     def shape(self, architecture: Mapping[str, Any], choice: Choice, extra_channels: int = 0) -> Shape:
-        return Shape(architecture, self.channels + extra_channels, self.heads, choice.patch, choice.batch, self.regions)
+        channels = self.channels + extra_channels
+        return Shape(architecture, channels, self.heads, choice.patch, choice.batch, self.regions, self.ignore)
 
     def training_memory(self, shape: Shape) -> PeakMemory:
         return self._measure("training", shape)

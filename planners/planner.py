@@ -27,13 +27,12 @@ from diffseg_nnunet.planning.adoption import Source
 from diffseg_nnunet.planning.fingerprint import check_fingerprint
 from diffseg_nnunet.planning.hardware import MemoryBudget
 from diffseg_nnunet.planning.mirroring import MirrorDecision, decide_mirroring, to_2d
-from diffseg_nnunet.planning.section import PLANS_NAME, SECTION
+from diffseg_nnunet.planning.section import PLANS_NAME, SECTION, STANDARD_CONFIGURATIONS
 from diffseg_nnunet.raw_dataset import RawDataset
 
 from .adoption import AdoptingPlanning
 from .filling import FittingPlanning
 
-STANDARD_CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres")
 _MEMORY_RULE = "the tensors of a real step, counted, with allowances for workspaces, fragmentation and the CUDA context"
 _READERS_WITHOUT_DIRECTION = ("NaturalImage2DIO", "Tiff3DIO")  # SimpleITK would report the identity for a TIFF
 
@@ -99,7 +98,7 @@ class DiffSegPlanning:
         """Take over the fields of :class:`PlanOptions` that are given; before ``plan_experiment``."""
         self.options = replace(self.options, **options)
         self.UNet_base_num_features = self.options.base_features
-        self.UNet_vram_target_GB = self.options.budget.gib
+        self.__dict__.pop("fitting", None)  # what was measured for another budget or other settings
 
     def generate_data_identifier(self, configuration_name: str) -> str:
         """Own preprocessed folders: another target spacing must not overwrite stock nnU-Net's data."""

@@ -48,6 +48,7 @@ class Shape:
         patch: voxels.
         batch: patches.
         regions: whether the heads are regions, which may overlap.
+        ignore: whether there is an ignore label, whose voxels the loss leaves out.
     """
 
     architecture: Mapping[str, Any]
@@ -56,11 +57,13 @@ class Shape:
     patch: tuple[int, ...]
     batch: int
     regions: bool = False
+    ignore: bool = False
 
     def network(self, outputs: int, deep_supervision: bool, thinner: int = 1) -> nn.Module:
-        """The planned network, not initialised; with `thinner` times less features."""
+        """The planned network, not initialised; with `thinner` times less features, as the trainer thins it."""
         arguments = dict(self.architecture["arch_kwargs"])
-        arguments["features_per_stage"] = [max(4, n // thinner) for n in arguments["features_per_stage"]]
+        if thinner > 1:
+            arguments["features_per_stage"] = [max(4, n // thinner) for n in arguments["features_per_stage"]]
         return get_network_from_plans(
             self.architecture["network_class_name"],
             arguments,
@@ -92,7 +95,7 @@ def training_step(shape: Shape, dtype: torch.dtype | None = TRAINING_DTYPE) -> S
     loss_function = _training_loss(shape)
 
     def batch() -> tuple[Tensor, list[Tensor]]:
-        kind, channels = (torch.bool, shape.heads) if shape.regions else (torch.int16, 1)
+        kind, channels = (torch.bool, shape.heads + shape.ignore) if shape.regions else (torch.int16, 1)
         target = [torch.zeros((shape.batch, channels, *patch), dtype=kind) for patch in shape.deep_supervision_patches]
         return torch.zeros((shape.batch, shape.channels, *shape.patch)), target
 
@@ -108,12 +111,31 @@ def training_step(shape: Shape, dtype: torch.dtype | None = TRAINING_DTYPE) -> S
 def _training_loss(shape: Shape) -> nn.Module:
     dice = {"batch_dice": True, "smooth": 1e-5, "ddp": False}
     if shape.regions:
-        loss = DC_and_BCE_loss({}, {**dice, "do_bg": True}, dice_class=MemoryEfficientSoftDiceLoss)
+        dice["do_bg"] = True
+        loss = DC_and_BCE_loss({}, dice, use_ignore_label=shape.ignore, dice_class=MemoryEfficientSoftDiceLoss)
     else:
-        loss = DC_and_CE_loss({**dice, "do_bg": False}, {}, dice_class=MemoryEfficientSoftDiceLoss)
+        ignored = shape.heads if shape.ignore else None
+        loss = DC_and_CE_loss(
+            {**dice, "do_bg": False}, {}, ignore_label=ignored, dice_class=MemoryEfficientSoftDiceLoss
+        )
+        loss = _Masked(loss) if shape.ignore else loss
     weights = np.array([0.5**level for level in range(len(shape.deep_supervision_patches))])
     weights[-1] = 0
     return DeepSupervisionWrapper(loss, weights / weights.sum())
+
+
+class _Masked(nn.Module):
+    """nnU-Net's loss of labels some of which are ignored, without asking whether all of them are: fake tensors cannot
+    tell."""
+
+    def __init__(self, loss: DC_and_CE_loss):
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        mask = target != self.loss.ignore_label
+        dice = self.loss.dc(output, torch.where(mask, target, 0), loss_mask=mask)
+        return self.loss.weight_ce * self.loss.ce(output, target[:, 0]) + self.loss.weight_dice * dice
 
 
 def pretraining_steps(
@@ -168,6 +190,7 @@ def _step(
         idle=idle,
         update_average=average.update,
         clip_norm=settings.gradient_clip,
+        keeps_batch=False,
     )
 
 
@@ -199,6 +222,7 @@ def inference_window_gib(shape: Shape, dtype: torch.dtype | None = TRAINING_DTYP
     with log, torch.no_grad(), autocast_of(dtype):
         window = torch.zeros((1, shape.channels, *shape.patch))
         prediction = network(window)
+        prediction += torch.flip(network(torch.flip(window, (2,))), (2,))  # mirrored copies are added up
     del window, prediction
     return sum(log.at_peak().values()) / GIB
 

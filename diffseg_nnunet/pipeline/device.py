@@ -21,7 +21,7 @@ from diffseg_nnunet.planning.hardware import (
 )
 from diffseg_nnunet.training import processes
 
-_HOPELESS = 1.25  # planning's rule is coarse: what it puts a little above the GPU's size may still fit
+_HOPELESS = 1.25  # torch.compile takes less than was counted, and the allowances are generous: a little more may fit
 
 
 def prepare_device(name: str) -> torch.device:

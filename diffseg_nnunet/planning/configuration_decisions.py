@@ -77,7 +77,8 @@ def _spacing_reason(plan: PlanView, name: str, spacing: Sequence[float]) -> str:
     expected = [target.spacing[axis] for axis in plan.transposition][-len(spacing) :]
     if not np.allclose(expected, spacing, rtol=1e-3):
         by_rule = shown([float(f"{value:.4g}") for value in expected])
-        return planned or f"asked for (--spacing); nnU-Net's rule would give {by_rule}"
+        adopted = "taken over from the checkpoint (--from-checkpoint)" if plan.section.get("source") else None
+        return planned or f"{adopted or 'asked for (--spacing)'}; nnU-Net's rule would give {by_rule}"
     cases = len(plan.fingerprint["spacings"])
     if len(spacing) == 2:
         return f"median of the {cases} cases"
@@ -158,8 +159,8 @@ def _stage(plan: PlanView, name: str, stage: str) -> Iterator[Decision]:
     if "predicted_peak_gib" in chosen:
         peak = chosen["predicted_peak_gib"]
         value = {"peak": peak, **chosen.get("memory_gib", {})}
-        if "measured_peak_gib" in chosen:
-            value["measured"] = chosen["measured_peak_gib"]
+        if "measured" in chosen:
+            value |= {f"measured, {kind}": chosen["measured"][f"{kind}_gib"] for kind in ("allocated", "reserved")}
         yield Decision(name, f"memory of {stage}, GiB", value, _share_of_budget(plan, peak))
 
 

@@ -22,7 +22,7 @@ from diffseg_nnunet.errors import BadInputError, StageFailedError
 GIB = 2**30
 DEVICES = ("auto", "cpu", "cuda")
 
-# Kept free on a GPU by 'auto': cuDNN workspaces, fragmentation, and what a desktop or a second process takes later.
+# Kept free on a GPU by 'auto': what a desktop or a second process takes later, and a step more than was predicted.
 GPU_RESERVE_GIB = 1.0
 # Without a GPU the plan shall suit a common one, so that it can be trained elsewhere; it is also nnU-Net's own target.
 BUDGET_WITHOUT_GPU_GIB = 8.0

@@ -92,6 +92,8 @@ class Step:
         idle: what other phases of the training leave in memory; counted as the optimizer's.
         update_average: after the optimizer's step; None without.
         clip_norm: gradients are clipped to this norm.
+        keeps_batch: whether the trainer holds the batch until the step is over, as nnU-Net does, or autograd alone
+            what it needs of it.
     """
 
     modules: Sequence[nn.Module]
@@ -102,6 +104,7 @@ class Step:
     idle: Sequence[Tensor] = ()
     update_average: Callable[[], None] | None = None
     clip_norm: float = 12.0
+    keeps_batch: bool = True
 
 
 class StorageLog(TorchDispatchMode):
@@ -183,6 +186,8 @@ def peak_of(step: Step, allowances: Allowances | None = None) -> PeakMemory:
         batch = step.batch()
         given = log.note(batch)
         loss, kept = step.loss(batch)
+        if not step.keeps_batch:
+            batch = None
         loss.backward()
         trained = [p for group in step.optimizer.param_groups for p in group["params"]]
         gradients = log.note([p.grad for p in trained if p.grad is not None])

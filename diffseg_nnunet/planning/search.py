@@ -1,4 +1,4 @@
-"""Patch and batch that fill a memory budget: patch first, then batch, and never less for more memory.
+"""Patch and batch that fill a memory budget: patch first, then batch, and for training not less for more memory.
 
 Candidates are grouped by how many voxels a batch of theirs holds, in bands of a few percent; each band is represented
 by its best: for training the fewest, so the largest, patches. From band to band voxels strictly rise, so the last band
@@ -169,7 +169,7 @@ def pretraining_ladder(
 def best_fit(
     ladder: Sequence[Choice], gib_of: Callable[[Choice], float], budget_gib: float, first_guess: int | None = None
 ) -> Choice:
-    """The last choice before the first that no longer fits.
+    """The last choice before one that no longer fits; before the first such one where memory rises along the ladder.
 
     Args:
         ladder: choices, voxels rising.

@@ -11,6 +11,8 @@ PLANS_NAME = "DiffSegPlans"
 SECTION = "diffseg"
 UNLABELLED_SUFFIX = "_unlabelled"
 STAGES = ("pretraining", "training")
+STANDARD_CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres")
+"""nnU-Net's, which a planner makes; others in a plans file are the user's own."""
 
 _PARTS_OF_PATCHES = ("batch", "activations", "workspace")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.planners import DiffSegPlainPlanner, DiffSegPlanner
 from diffseg_nnunet.planners.fitting import FEWEST_STAGES, poolable, reduced, share_of_dataset, topology_of
+from diffseg_nnunet.planners.steps import Shape, training_step
 from diffseg_nnunet.planning.hardware import MemoryBudget
+from diffseg_nnunet.planning.memory import peak_of
 from diffseg_nnunet.planning.search import smaller_patches, training_ladder
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+from counted_memory import architecture
 from fingerprints import FLARE22, HIPPOCAMPUS, Fingerprint, workspace_of
 
 DATA = {
@@ -94,3 +99,22 @@ def test_every_candidate_is_a_topology_of_nnunet(
     ladder = training_ladder(candidates, shape, lambda patch: share_of_dataset(voxels, 0.05, patch, 2))
     assert ladder
     assert all(choice.batch <= max(2, round(voxels * 0.05 / np.prod(choice.patch))) for choice in ladder)
+
+
+def test_a_cascade_of_large_batches_fits_with_smaller_ones() -> None:
+    """Its last stage reads a channel more for every class: fewer patches, then smaller ones."""
+    many = Fingerprint("many", (1.0, 1.0, 1.0), (300, 350, 350), 1000, 60)
+    plans = plans_of(many, 3.0)
+    stages = plans["diffseg"]["configurations"]
+    fullres, cascade = stages["3d_fullres"]["training"], stages["3d_cascade_fullres"]["training"]
+    assert cascade["predicted_peak_gib"] <= 3.0
+    assert all(own <= side for own, side in zip(cascade["patch_size"], fullres["patch_size"], strict=True))
+    assert cascade["batch_size"] <= fullres["batch_size"]
+
+
+@pytest.mark.parametrize("regions", [False, True])
+def test_an_ignore_label_is_counted(regions: bool) -> None:
+    shape = Shape(architecture("plain", 3), 1, 30, (32, 32, 32), 2, regions)
+    with FakeTensorMode():
+        without, ignoring = (peak_of(training_step(replace(shape, ignore=ignore))) for ignore in (False, True))
+    assert without.activations < ignoring.activations < 1.2 * without.activations

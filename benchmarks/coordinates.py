@@ -65,8 +65,9 @@ def main() -> None:
         "coordinates",
         f"## It knows where it is\n\nScript: `benchmarks/coordinates.py`, seed {options.seed}, "
         f"{_length(options)}. {describe(options.workspace)} Measured on {scans} of the held-out scans, without noise, "
-        "in windows of the pretraining patch and of half its sides, which it was never trained on. Predicted coordinates "
-        "are in the network's own mm (its unit × 300); *slope* is that of predicted on true displacements, 1 for true mm, "
+        "in windows of the pretraining patch and of half its sides, which it was never trained on. Predicted "
+        "coordinates are in the network's own mm (its unit × 300); *slope* is that of predicted on true displacements, "
+        "1 for true mm, "
         "so that shrinking all coordinates helps nothing: "
         "*spread / slope* is divided by it, axis by axis.\n\n" + "\n\n".join(sections),
     )

@@ -189,7 +189,7 @@ def test_section_is_complete(plan: Plan) -> None:
     for name, stages in section["configurations"].items():
         assert "previous_stage" not in plans["configurations"][name]
         assert set(stages) == {"training", "pretraining", "inference", "reasons"}
-        assert set(stages["reasons"]) == {"patch", "batch"}
+        assert set(stages["reasons"]) == {"patch", "batch", "pretraining_patch", "pretraining_batch"}
         inference = stages["inference"]
         assert 0 < inference["window_gib"] <= inference["median_case_gib"] <= inference["largest_case_gib"]
         for stage in (stages["training"], stages["pretraining"]):

@@ -83,7 +83,7 @@ spacings = st.tuples(st.sampled_from([0.5, 0.8, 1.0, 2.5, 6.0]), *[st.sampled_fr
 shapes = st.tuples(st.integers(4, 600), *[st.integers(16, 600)] * 2)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=15)
 @given(spacings, shapes, st.integers(1, 500))
 def test_every_candidate_is_a_topology_of_nnunet(
     spacing: tuple[float, ...], shape: tuple[int, ...], cases: int

@@ -1,4 +1,4 @@
-"""What is to be written, as data, and the one engine that writes it: whole and checked, or not at all."""
+"""The one engine that writes a data set from its description: whole and checked, or not at all."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from diffseg_nnunet.atomic import new_folder, write_json
 from diffseg_nnunet.errors import BadInputError, DiffSegError
@@ -18,53 +18,11 @@ from diffseg_nnunet.raw_dataset import DATASET_JSON, why_unusable
 from diffseg_nnunet.verification import Finding, Progress, in_threads, listed
 from diffseg_nnunet.workspace import Workspace, dataset_folder_name
 
+from .description import ConversionPlan, SourceCase
+from .sources import VolumeFile
 from .writer import DISK_FULL, FILE_ENDING, IMAGE_FOLDERS, CaseWriter, link
 
 SHOWN_FINDINGS = 10
-
-Role = Literal["training", "unlabelled", "test"]
-
-
-@dataclass(frozen=True)
-class SourceCase:
-    """One scan as it lies in the source.
-
-    Attributes:
-        identifier: the name it gets, and keeps through all stages.
-        images: one file a channel in channel order, or one 4D file that holds them all.
-        label: its segmentation; a training case must have one, a test case may, an unlabelled one has none.
-        role: decides between imagesTr, imagesUn and imagesTs.
-    """
-
-    identifier: str
-    images: tuple[Path, ...]
-    label: Path | None
-    role: Role
-
-
-@dataclass(frozen=True)
-class ConversionPlan:
-    """Everything the engine needs to know; made by a converter from names alone, without reading a voxel.
-
-    Attributes:
-        name: the data set's name, without ``DatasetXXX_``.
-        channel_names: channel number -> name; 'CT' makes nnU-Net use its CT normalisation.
-        labels: name -> value, 'background' being 0.
-        cases: in any order.
-        extra: further entries of dataset.json (description, licence, reference, ...).
-        notes: what the user should know about the source, one sentence each.
-    """
-
-    name: str
-    channel_names: dict[int, str]
-    labels: dict[str, int]
-    cases: tuple[SourceCase, ...]
-    extra: dict[str, Any] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-
-    def execute(self, **options: Any) -> ConversionReport:
-        """Write the data set: :func:`convert` of this plan, for callers that found the converter by name."""
-        return convert(self, **options)
 
 
 @dataclass(frozen=True)
@@ -142,13 +100,9 @@ def _dataset_json(plan: ConversionPlan) -> dict[str, Any]:
     }
 
 
-def _files_of(case: SourceCase) -> list[Path]:
-    return [path for path in (*case.images, case.label) if path is not None and path.is_file()]
-
-
 def _can_link(plan: ConversionPlan, folder: Path) -> bool:
     """Whether hard links work depends on devices, owners and mount options: trying it is the only sure way."""
-    source = next((path for case in plan.cases for path in _files_of(case)), None)
+    source = next((path for case in plan.cases for path in case.files if path.is_file()), None)
     trial = folder / "trial-link"
     linked = source is not None and link(source, trial)
     trial.unlink(missing_ok=True)
@@ -159,10 +113,11 @@ def _needed_bytes(plan: ConversionPlan, linkable: bool) -> int:
     """Bytes to be written, estimated by the sizes of the sources: re-encoding changes them."""
     total = 0
     for case in plan.cases:
-        may_be_split = len(case.images) == 1 < len(plan.channel_names)
-        for path in _files_of(case):
-            kept = path.name.endswith(FILE_ENDING) and not (may_be_split and path == case.images[0])
-            total += 0 if linkable and kept else path.stat().st_size
+        for source in (*case.images, *([] if case.label is None else [case.label])):
+            kept = isinstance(source, VolumeFile) and source.path.name.endswith(FILE_ENDING)
+            shares = getattr(source, "count", 1)
+            if not (linkable and kept):
+                total += sum(path.stat().st_size for path in source.files if path.is_file()) // shares
     return total
 
 
@@ -207,13 +162,13 @@ def _refuse_taken_id(dataset_id: int, folder_name: str, workspace: Workspace) ->
 def _refuse_bad_plan(plan: ConversionPlan) -> None:
     first: dict[str, SourceCase] = {}
     for case in plan.cases:
-        files = listed([*case.images, case.label][:1])
+        files = case.files[0]
         if reason := why_unusable(case.identifier):
             message = f"'{case.identifier}' ({files}) cannot be a case identifier: {reason}."
             raise BadInputError(message, "Rename the file, and its label.")
         twin = first.setdefault(case.identifier, case)
         if twin is not case:
-            message = f"Two cases are called '{case.identifier}': {listed(twin.images)} and {files}."
+            message = f"Two cases are called '{case.identifier}': {twin.files[0]} and {files}."
             raise BadInputError(message, "Rename or remove one.")
     if not plan.cases:
         raise BadInputError(f"The source of '{plan.name}' has no case.", "Point to the folder that holds the images.")

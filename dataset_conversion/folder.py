@@ -10,7 +10,8 @@ from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.raw_dataset import VOLUME_ENDINGS, read_json_object, split_channel, split_ending, visible_files
 from diffseg_nnunet.verification import listed
 
-from .core import ConversionPlan, SourceCase
+from .description import ConversionPlan, SourceCase
+from .sources import VolumeFile, channels
 
 ARCHIVE_ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".7z", ".rar")
 EXPECTED = """\
@@ -61,7 +62,12 @@ class FolderConverter:
             values = _label_values(label_names)
             _refuse_unpaired(image_files, label_files, unlabelled_rest)
         cases = tuple(
-            SourceCase(case, files, label_files.get(case), "training" if case in label_files else "unlabelled")
+            SourceCase(
+                case,
+                channels(files, len(channel_names)),
+                VolumeFile(label_files[case]) if case in label_files else None,
+                "training" if case in label_files else "unlabelled",
+            )
             for case, files in sorted(image_files.items())
         )
         return ConversionPlan(name, channel_names, values, cases)
@@ -171,11 +177,11 @@ def _image_files(images: Path, labelled: set[str], channel_count: int) -> dict[s
         if channel is None or stem in labelled or (case not in labelled and not suffixed):
             case, channel = stem, 0
         cases.setdefault(case, {})[channel] = path
-    for case, channels in cases.items():
-        if sorted(channels) != list(range(len(channels))):
-            message = f"The case '{case}' in {images} has the channels {listed(sorted(channels))}."
+    for case, of_case in cases.items():
+        if sorted(of_case) != list(range(len(of_case))):
+            message = f"The case '{case}' in {images} has the channels {listed(sorted(of_case))}."
             raise BadInputError(message, "Number them 0000, 0001, ... without a gap.")
-    return {case: tuple(channels[number] for number in sorted(channels)) for case, channels in cases.items()}
+    return {case: tuple(of_case[number] for number in sorted(of_case)) for case, of_case in cases.items()}
 
 
 def _refuse_unpaired(images: dict[str, tuple[Path, ...]], labels: dict[str, Path], unlabelled_rest: bool) -> None:

@@ -10,8 +10,9 @@ from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.raw_dataset import DATASET_JSON, read_json_object, split_channel, split_ending, visible_files
 from diffseg_nnunet.verification import listed
 
-from .core import ConversionPlan, SourceCase
+from .description import ConversionPlan, SourceCase
 from .folder import parse_label_names, require_folder, volumes_by_stem
+from .sources import VolumeFile, channels
 
 EXPECTED = """\
 Task04_Hippocampus/            any name
@@ -41,12 +42,13 @@ class MSDConverter:
                 missing or lies outside the folder, or the labels are not 0, 1, 2, ...
         """
         content = read_json_object(_find_dataset_json(source))
-        training, unlisted = _training_cases(source, content)
-        test, test_note = _test_cases(source, content)
+        channel_names = _channel_names(source, content)
+        training, unlisted = _training_cases(source, content, len(channel_names))
+        test, test_note = _test_cases(source, content, len(channel_names))
         name = name or str(content.get("name") or "").strip() or source.resolve().name
         return ConversionPlan(
             name=name,
-            channel_names=_channel_names(source, content),
+            channel_names=channel_names,
             labels=parse_label_names(_entry(source, content, "labels"), source / DATASET_JSON),
             cases=(*training, *test),
             extra={key: content[key] for key in KEPT_ENTRIES if key in content},
@@ -83,11 +85,11 @@ def _channel_names(source: Path, content: dict[str, Any]) -> dict[int, str]:
     return {int(channel): str(names[channel]) for channel in sorted(names, key=int)}
 
 
-def _training_cases(source: Path, content: dict[str, Any]) -> tuple[list[SourceCase], list[str]]:
+def _training_cases(source: Path, content: dict[str, Any], count: int) -> tuple[list[SourceCase], list[str]]:
     """The listed cases, or all pairs of imagesTr and labelsTr, and a note on images that are not listed."""
     entries = content.get("training")
     if not entries:
-        return _paired_cases(source), []
+        return _paired_cases(source, count), []
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         message = f"'training' in {source / DATASET_JSON} is no list of cases."
         raise BadInputError(message, 'Write it as [{"image": "./imagesTr/...", "label": "./labelsTr/..."}, ...].')
@@ -98,33 +100,39 @@ def _training_cases(source: Path, content: dict[str, Any]) -> tuple[list[SourceC
     note = (
         f"{len(unlisted)} file(s) of imagesTr are not listed in {DATASET_JSON} and were left out: {listed(unlisted)}."
     )
-    return [SourceCase(_identifier(image), (image,), label, "training") for image, label in pairs], [note] * bool(
-        unlisted
-    )
+    cases = [
+        SourceCase(_identifier(image), channels([image], count), VolumeFile(label), "training")
+        for image, label in pairs
+    ]
+    return cases, [note] * bool(unlisted)
 
 
-def _paired_cases(source: Path) -> list[SourceCase]:
+def _paired_cases(source: Path, count: int) -> list[SourceCase]:
     images, labels = (volumes_by_stem(require_folder(source / sub, EXPECTED)) for sub in ("imagesTr", "labelsTr"))
     lonely = [str(images[stem]) for stem in sorted(images.keys() - labels.keys())]
     lonely += [str(labels[stem]) for stem in sorted(labels.keys() - images.keys())]
     if lonely:
         message = f"{len(lonely)} file(s) of imagesTr and labelsTr have no counterpart: {listed(lonely)}."
         raise BadInputError(message, "Add what is missing, or remove them.")
-    return [SourceCase(stem, (images[stem],), labels[stem], "training") for stem in images]
+    return [SourceCase(stem, channels([images[stem]], count), VolumeFile(labels[stem]), "training") for stem in images]
 
 
-def _test_cases(source: Path, content: dict[str, Any]) -> tuple[list[SourceCase], list[str]]:
+def _test_cases(source: Path, content: dict[str, Any], count: int) -> tuple[list[SourceCase], list[str]]:
     entries = content.get("test") or []
     if not (source / "imagesTs").is_dir():
         note = f"{len(entries)} test image(s) are listed, but there is no imagesTs: converted without them."
         return [], [note] * bool(entries)
     if not entries:
         files = volumes_by_stem(source / "imagesTs").values()
-        return [SourceCase(_identifier(path), (path,), None, "test") for path in files], []
+        return [_test_case(path, count) for path in files], []
     # some data sets list {"image": ...} instead of the bare path
     paths = [_inside(source, entry.get("image") if isinstance(entry, dict) else entry) for entry in entries]
     _refuse_missing(source, paths)
-    return [SourceCase(_identifier(path), (path,), None, "test") for path in paths], []
+    return [_test_case(path, count) for path in paths], []
+
+
+def _test_case(path: Path, count: int) -> SourceCase:
+    return SourceCase(_identifier(path), channels([path], count), None, "test")
 
 
 def _inside(source: Path, entry: object) -> Path:

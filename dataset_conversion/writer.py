@@ -1,20 +1,24 @@
-"""Writes one case of a conversion: links, copies, re-encodes or splits its files, and checks what has been written."""
+"""Writes one case of a conversion: reads and checks it, then links, copies or re-encodes its files."""
 
 from __future__ import annotations
 
 import errno
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import SimpleITK as sitk
 
-from diffseg_nnunet.raw_dataset import Case
-from diffseg_nnunet.verification import Finding, UnreadableVolumeError, check_case, read_volume, walk_nifti
+from diffseg_nnunet.verification import Finding, UnreadableVolumeError, Volume, examine, walk_nifti
+
+from .sources import VolumeFile
 
 if TYPE_CHECKING:
-    from .core import ConversionPlan, SourceCase
+    from .description import ConversionPlan, SourceCase
+    from .sources import VolumeSource
 
 FILE_ENDING = ".nii.gz"
 IMAGE_FOLDERS = {"training": "imagesTr", "unlabelled": "imagesUn", "test": "imagesTs"}
@@ -23,13 +27,12 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class CaseWriter:
-    """Writes cases into `folder`, and checks what has been written. Used by many threads at once."""
+    """Reads a case, checks it, and writes it into `folder`. Used by many threads at once."""
 
     def __init__(self, plan: ConversionPlan, folder: Path, copy: bool):
+        self.plan = plan
         self.folder = folder
         self.copy = copy
-        self.channel_count = len(plan.channel_names)
-        self.label_values = set(plan.labels.values())
         # one entry a file; appending to a list is safe in threads, counting is not
         self.done: list[str] = []
         used = {IMAGE_FOLDERS[case.role] for case in plan.cases}
@@ -38,54 +41,52 @@ class CaseWriter:
             (folder / name).mkdir()
 
     def write(self, case: SourceCase) -> list[Finding]:
-        shown_as: dict[Path, Path] = {}
-        try:
-            images = self._write_images(case, shown_as)
-            label = self._write_label(case, shown_as)
-        except UnreadableVolumeError as error:
-            return [error.as_finding(case.identifier)]
-        return check_case(
-            Case(case.identifier, images, label),
-            channel_count=self.channel_count,
-            label_values=self.label_values,
+        """The findings about a case; it is written unless one of them is an error."""
+        read = _Remembering()
+        findings: list[Finding] = []
+
+        def volume(source: VolumeSource) -> Volume | None:
+            try:
+                return Volume(source.files[0], read(source))
+            except UnreadableVolumeError as error:
+                # channels of one file are broken together
+                if (finding := error.as_finding(case.identifier)) not in findings:
+                    findings.append(finding)
+                return None
+
+        images = [volume(source) for source in case.images]
+        label = volume(case.label) if case.label is not None else None
+        if findings:
+            return findings
+        values = self.plan.values(case)
+        findings += examine(
+            case.identifier,
+            images,
+            label,
+            channel_count=len(self.plan.channel_names),
+            label_values=set(values),
             label_required=case.role == "training",
-            shown_as=shown_as,
         )
-
-    def _write_images(self, case: SourceCase, shown_as: dict[Path, Path]) -> tuple[Path, ...]:
+        if any(finding.severity == "error" for finding in findings):
+            return findings
         stem = self.folder / IMAGE_FOLDERS[case.role] / case.identifier
-        split = len(case.images) == 1 < self.channel_count and _fourth_axis(case.images[0]) == self.channel_count
-        sources = case.images * self.channel_count if split else case.images
-        targets = [stem.with_name(f"{stem.name}_{channel:04d}{FILE_ENDING}") for channel in range(len(sources))]
-        shown_as.update(zip(targets, sources, strict=True))
-        volume = read_volume(case.images[0]) if split else None
-        for channel, (source, target) in enumerate(zip(sources, targets, strict=True)):
-            if volume is None:
-                self._transfer(source, target)
-            else:
-                # SimpleITK's slicing keeps spacing, origin and direction of the first three axes
-                self._encode(volume[:, :, :, channel], target)
-        return tuple(targets)
+        for channel, (source, image) in enumerate(zip(case.images, images, strict=True)):
+            self._publish(source, image.image, stem.with_name(f"{stem.name}_{channel:04d}{FILE_ENDING}"))
+        if label is not None:
+            remapped = renumbered(label.image, values)
+            target = self.folder / LABEL_FOLDERS[case.role] / f"{case.identifier}{FILE_ENDING}"
+            self._publish(case.label if remapped is label.image else None, remapped, target)
+        return findings
 
-    def _write_label(self, case: SourceCase, shown_as: dict[Path, Path]) -> Path | None:
-        if case.label is None:
-            return None
-        target = self.folder / LABEL_FOLDERS[case.role] / f"{case.identifier}{FILE_ENDING}"
-        shown_as[target] = case.label
-        self._transfer(case.label, target)
-        return target
-
-    def _transfer(self, source: Path, target: Path) -> None:
-        if not source.name.endswith(FILE_ENDING):
-            self._encode(read_volume(source), target)
-            return
-        if not os.access(source, os.R_OK):
-            raise UnreadableVolumeError(source, "it is missing, a link that leads nowhere, or not permitted")
-        if not self.copy and link(source, target):
+    def _publish(self, source: VolumeSource | None, volume: sitk.Image, target: Path) -> None:
+        """Link or copy the source where it is a file that may stay as it is, else encode the volume."""
+        if not isinstance(source, VolumeFile) or not source.path.name.endswith(FILE_ENDING):
+            self._encode(volume, target)
+        elif not self.copy and link(source.path, target):
             self.done.append("linked")
-            return
-        shutil.copyfile(source, target)
-        self.done.append("copied")
+        else:
+            shutil.copyfile(source.path, target)
+            self.done.append("copied")
 
     def _encode(self, volume: sitk.Image, target: Path) -> None:
         """Write a compressed NIfTI and look at the result: SimpleITK reports success even when the disk is full."""
@@ -100,15 +101,34 @@ class CaseWriter:
         self.done.append("encoded")
 
 
-def _fourth_axis(path: Path) -> int:
-    """Length of a 4D file's last axis by its header, else 0: what is wrong with the file, the case's check tells."""
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError:
-        return 0
-    return reader.GetSize()[3] if reader.GetDimension() == 4 else 0
+class _Remembering:
+    """Reads each source of one case once."""
+
+    def __init__(self) -> None:
+        self._read: dict[VolumeSource, sitk.Image] = {}
+
+    def __call__(self, source: VolumeSource) -> sitk.Image:
+        if source not in self._read:
+            self._read[source] = source.read(self)
+        return self._read[source]
+
+
+def renumbered(label: sitk.Image, values: Mapping[int, int]) -> sitk.Image:
+    """A label with its values mapped; the very image where no voxel changes.
+
+    Args:
+        label: 3D, whole numbers, all of them in `values`.
+        values: value -> value to write, 0 to 65535.
+    """
+    voxels = sitk.GetArrayViewFromImage(label)
+    present, where = np.unique(voxels, return_inverse=True)
+    target = np.array([values[int(value)] for value in present])
+    if np.array_equal(present, target):
+        return label
+    kind = np.uint8 if max(values.values()) < 256 else np.uint16
+    mapped = sitk.GetImageFromArray(target.astype(kind)[where].reshape(voxels.shape))
+    mapped.CopyInformation(label)
+    return mapped
 
 
 def link(source: Path, target: Path) -> bool:

@@ -303,13 +303,6 @@ def test_wrong_number_of_channels_and_no_image_at_all(case: Case) -> None:
     assert only(findings(Case("liver_1", (), case.label)), "missing_image")
 
 
-def test_findings_show_the_name_they_are_told(case: Case) -> None:
-    truncate(case.images[0])
-    source = Path("download/liver_1.nii.gz")
-    (finding,) = check_case(case, channel_count=1, label_values=None, shown_as={case.images[0]: source})
-    assert finding.message.startswith(f"{source} cannot be used")
-
-
 # --- a whole data set -----------------------------------------------------------------------------------------------
 
 

@@ -4,7 +4,9 @@ from diffseg_nnunet.verification.case import (
     TOLERANCE_DIRECTION,
     TOLERANCE_MM,
     TOLERANCE_SPACING_RELATIVE,
+    Volume,
     check_case,
+    examine,
 )
 from diffseg_nnunet.verification.dataset import REQUIRED_KEYS, Progress, in_threads, verify_dataset
 from diffseg_nnunet.verification.findings import Finding, Severity, listed
@@ -19,7 +21,9 @@ __all__ = [
     "Progress",
     "Severity",
     "UnreadableVolumeError",
+    "Volume",
     "check_case",
+    "examine",
     "in_threads",
     "listed",
     "read_volume",

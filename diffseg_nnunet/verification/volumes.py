@@ -41,9 +41,9 @@ class UnreadableVolumeError(Exception):
         super().__init__(f"{path} cannot be used: {reason}.")
         self.path, self.reason, self.code, self.mend = path, reason, code, mend
 
-    def as_finding(self, case: str, shown_as: Path | None = None) -> Finding:
-        """The same as a finding about `case`, with another name for the file if one is given."""
-        return Finding(self.code, case, f"{shown_as or self.path} cannot be used: {self.reason}.", self.mend)
+    def as_finding(self, case: str) -> Finding:
+        """The same as a finding about `case`."""
+        return Finding(self.code, case, f"{self.path} cannot be used: {self.reason}.", self.mend)
 
 
 def read_volume(path: Path) -> sitk.Image:

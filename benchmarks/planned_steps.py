@@ -18,6 +18,7 @@ import torch
 from results import diffseg, table, write_section
 
 from diffseg_nnunet import registry
+from diffseg_nnunet.pipeline.measuring import TRAINERS
 from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.planning.section import STAGES, stage_plan
 from diffseg_nnunet.workspace import Workspace
@@ -25,7 +26,6 @@ from diffseg_nnunet.workspace import Workspace
 CONFIGURATION, STEPS = "3d_fullres", 3
 HIPPOCAMPUS, ABDOMEN = 4, 5
 PLAN = ("--backbone", "plain", "--base-features", 16)
-TRAINERS = {"pretraining": "pretrain", "training": "finetune"}
 
 
 def main() -> None:

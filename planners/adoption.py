@@ -61,7 +61,7 @@ class AdoptingPlanning:
         adopted = self._normalisation()[0]
         return list(adopted.schemes), list(adopted.masks)
 
-    def topology_of(
+    def adapted(
         self, architecture: Mapping[str, Any], spacing: Sequence[float], patch: Sequence[int]
     ) -> tuple[dict[str, Any], tuple[int, ...]]:
         """The architecture to plan with for a patch at a spacing, and the patch padded to what its pooling divides.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from numpy.typing import NDArray
 
 from diffseg_nnunet.errors import BadInputError
+from diffseg_nnunet.planning.nnunet_rules import LEAST_BATCH, batch_limit
 from diffseg_nnunet.planning.search import (
-    SMALLEST_BATCH,
     Choice,
     NothingFitsError,
     Patch,
@@ -27,7 +27,7 @@ from diffseg_nnunet.planning.search import (
 from diffseg_nnunet.raw_dataset import RawDataset
 from diffseg_nnunet.training.settings import PATCHES_PER_SCAN, PretrainingSettings
 
-from .fitting import FEWEST_STAGES, Fitted, Fitting, poolable, reduced, share_of_dataset, too_small
+from .fitting import FEWEST_STAGES, Fitted, Fitting, poolable, reduced, too_small
 from .steps import PRETRAINING_DTYPE
 
 
@@ -99,7 +99,7 @@ class FittingPlanning:
         arguments[blocks] = self.UNet_blocks_per_stage_encoder[:stages]
         return {**template, "arch_kwargs": arguments}
 
-    def topology_of(
+    def adapted(
         self, architecture: Mapping[str, Any], spacing: Sequence[float], patch: Sequence[int]
     ) -> tuple[dict[str, Any], Patch]:
         """The architecture to plan with, and the patch padded for it: nnU-Net's own, unless another mix-in says so."""
@@ -113,12 +113,11 @@ class FittingPlanning:
         candidates: dict[Patch, tuple[Topology, dict[str, Any]]] = {}
         for each in smaller_patches(largest, median, partial(reduced, spacing)):
             own = self.architecture_of(plan["architecture"], each)
-            architecture, patch = self.topology_of(own, spacing, each.patch)
+            architecture, patch = self.adapted(own, spacing, each.patch)
             arguments = architecture["arch_kwargs"]
             if arguments["n_stages"] < FEWEST_STAGES:
                 continue
-            strides, kernels = (tuple(map(tuple, arguments[name])) for name in ("strides", "kernel_sizes"))
-            candidates.setdefault(patch, (Topology(patch, strides, kernels), architecture))
+            candidates.setdefault(patch, (_topology(architecture, patch), architecture))
         if not candidates:
             raise BadInputError(
                 f"No network of {FEWEST_STAGES} or more stages can start from this checkpoint: the data are too small.",
@@ -131,7 +130,7 @@ class FittingPlanning:
         spacing, median = _lengths(plan)
         candidates = self._candidates(plan, spacing, median)
         by_key = {(topology.strides, topology.kernels): each for topology, each in candidates.items()}
-        most = partial(share_of_dataset, voxels_of_dataset, self.max_dataset_covered, least=SMALLEST_BATCH)
+        most = self._most_patches(voxels_of_dataset, LEAST_BATCH)
         ladder = training_ladder(list(candidates), median, most)
         choice = self._fit(ladder, lambda choice: by_key[choice.key], plan["data_identifier"])
         name = plan["data_identifier"].removeprefix(f"{self.plans_identifier}_")
@@ -143,7 +142,7 @@ class FittingPlanning:
         """Likewise, of about as many voxels as were found to fit another configuration: nothing is measured."""
         spacing, median = _lengths(plan)
         topology = poolable(spacing, plan["patch_size"])
-        while SMALLEST_BATCH * math.prod(topology.patch) > self._voxels_that_fit:
+        while LEAST_BATCH * math.prod(topology.patch) > self._voxels_that_fit:
             # nnU-Net's way: the axis of which the patch has the largest share
             axes = sorted(range(len(median)), key=lambda axis: -topology.patch[axis] / median[axis])
             smaller = (reduced(spacing, topology.patch, axis) for axis in axes)
@@ -151,10 +150,10 @@ class FittingPlanning:
             if following is None:
                 break
             topology = following
-        architecture, patch = self.topology_of(
+        architecture, patch = self.adapted(
             self.architecture_of(plan["architecture"], topology), spacing, topology.patch
         )
-        return {"patch_size": list(patch), "batch_size": SMALLEST_BATCH, "architecture": architecture}
+        return {"patch_size": list(patch), "batch_size": LEAST_BATCH, "architecture": architecture}
 
     def _fit(self, ladder: list[Choice], architecture: Any, name: str) -> Choice:
         try:
@@ -196,9 +195,11 @@ class FittingPlanning:
     ) -> Fitted:
         median = np.median(shapes, axis=0)
         voxels = (self.dataset_json["numTraining"] + self._unlabelled_cases()) * math.prod(median)
-        most = partial(share_of_dataset, voxels, self.max_dataset_covered, least=PATCHES_PER_SCAN)
+        most = self._most_patches(voxels, PATCHES_PER_SCAN)
         slices = median[-len(planned.patch) :].tolist()
-        ladder = pretraining_ladder(planned, _divisor(architecture), slices, most, PATCHES_PER_SCAN)
+        ladder = pretraining_ladder(
+            planned, _topology(architecture, planned.patch).divisor, slices, most, PATCHES_PER_SCAN
+        )
         try:
             return self.fitting.fit_pretraining(ladder, architecture)
         except NothingFitsError as error:
@@ -206,13 +207,19 @@ class FittingPlanning:
                 error, self.fitting.budget_gib, f"pretraining of {configuration.data_identifier}"
             ) from error
 
+    def _most_patches(self, voxels_of_dataset: float, least: int) -> Callable[[Patch], int]:
+        """The largest batch of a patch: no more than nnU-Net's share of all voxels, but `least` patches at any rate."""
+        return lambda patch: max(least, batch_limit(patch, voxels_of_dataset, self.max_dataset_covered))
+
     def _fit_cascade(self, architecture: Mapping[str, Any], planned: Choice, configuration: Any) -> Fitted:
         """The last stage of a cascade, which reads a segmentation too: the planned patch or a smaller one that fits."""
         median = [float(length) for length in configuration.median_image_size_in_voxels]
-        fewer = [Choice(planned.patch, batch) for batch in range(SMALLEST_BATCH, planned.batch)]
+        fewer = [Choice(planned.patch, batch) for batch in range(LEAST_BATCH, planned.batch)]
         # smaller patches for when not even the least batch of the planned one fits
-        ladder = pretraining_ladder(planned, _divisor(architecture), median, lambda _: SMALLEST_BATCH, 1)
-        least = SMALLEST_BATCH * math.prod(planned.patch)
+        ladder = pretraining_ladder(
+            planned, _topology(architecture, planned.patch).divisor, median, lambda _: LEAST_BATCH, 1
+        )
+        least = LEAST_BATCH * math.prod(planned.patch)
         ladder = [*(choice for choice in ladder if choice.voxels < least), *fewer]
         labels = self._label_manager
         try:
@@ -265,9 +272,7 @@ def _reasons(choice: Choice, largest: Patch, most: int, budget_gib: float) -> di
     elif covers:
         batch = f"as many as fit {budget_gib:g} GiB"
     else:
-        batch = (
-            "nnU-Net's least" if choice.batch == SMALLEST_BATCH else "more patches fill the budget, larger ones do not"
-        )
+        batch = "nnU-Net's least" if choice.batch == LEAST_BATCH else "more patches fill the budget, larger ones do not"
     return {"patch": patch, "batch": batch}
 
 
@@ -285,5 +290,6 @@ def _pretraining_reasons(stages: Mapping[str, Any], budget_gib: float) -> dict[s
     }
 
 
-def _divisor(architecture: Mapping[str, Any]) -> tuple[int, ...]:
-    return tuple(math.prod(strides) for strides in zip(*architecture["arch_kwargs"]["strides"], strict=True))
+def _topology(architecture: Mapping[str, Any], patch: Patch) -> Topology:
+    strides, kernels = (tuple(map(tuple, architecture["arch_kwargs"][name])) for name in ("strides", "kernel_sizes"))
+    return Topology(patch, strides, kernels)

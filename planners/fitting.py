@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.planning.memory import Allowances, PeakMemory, peak_of
+from diffseg_nnunet.planning.nnunet_rules import LEAST_EDGE
 from diffseg_nnunet.planning.search import (
     Choice,
     NothingFitsError,
@@ -31,7 +32,6 @@ from .steps import (
     training_step,
 )
 
-SMALLEST_EDGE = 4  # voxels, nnU-Net's, where the network is coarsest
 FEWEST_STAGES = 3
 _POOLED_TWICE = 24  # voxels of an axis that is surely pooled twice, be it the only one
 _NO_LIMIT = 999_999
@@ -47,9 +47,9 @@ class Fitted:
     memory: PeakMemory
 
 
-def topology_of(spacing: Sequence[float], patch: Sequence[int]) -> Topology:
+def nnunet_topology(spacing: Sequence[float], patch: Sequence[int]) -> Topology:
     """nnU-Net's topology for a patch: pooled until its edges are 4 to 7 voxels, coarse axes later."""
-    _, strides, kernels, padded, _ = get_pool_and_conv_props(list(spacing), list(patch), SMALLEST_EDGE, _NO_LIMIT)
+    _, strides, kernels, padded, _ = get_pool_and_conv_props(list(spacing), list(patch), LEAST_EDGE, _NO_LIMIT)
     return Topology(
         tuple(int(n) for n in padded),
         tuple(tuple(int(n) for n in stride) for stride in strides),
@@ -62,27 +62,27 @@ def poolable(spacing: Sequence[float], patch: Sequence[int]) -> Topology:
 
     nnU-Net leaves the coarsest of the supervised outputs out of the loss, so a network of two stages has none.
     """
-    topology, enlarged = topology_of(spacing, patch), list(patch)
+    topology, enlarged = nnunet_topology(spacing, patch), list(patch)
     if topology.stages < FEWEST_STAGES:
         finest = min(spacing)
         enlarged = [
             max(side, _POOLED_TWICE) if mm < 2 * finest else side for side, mm in zip(patch, spacing, strict=True)
         ]
-        topology = topology_of(spacing, enlarged)
+        topology = nnunet_topology(spacing, enlarged)
     return topology
 
 
 def reduced(spacing: Sequence[float], patch: Patch, axis: int) -> Topology | None:
     """The next smaller patch along an axis, by nnU-Net's steps; None where it could not be pooled twice any more."""
     trial = list(patch)
-    trial[axis] -= topology_of(spacing, patch).divisor[axis]
+    trial[axis] -= nnunet_topology(spacing, patch).divisor[axis]
     if trial[axis] < 1:
         return None
     # by the divisor of the smaller patch: 256 is followed by 224, not by 192
-    trial[axis] = patch[axis] - topology_of(spacing, trial).divisor[axis]
+    trial[axis] = patch[axis] - nnunet_topology(spacing, trial).divisor[axis]
     if trial[axis] < 1:
         return None
-    topology = topology_of(spacing, trial)
+    topology = nnunet_topology(spacing, trial)
     return topology if topology.stages >= FEWEST_STAGES and topology.patch != patch else None
 
 
@@ -116,7 +116,6 @@ class Fitting:
         self.heads = heads if regions else max(2, heads)  # data without labels have the background alone
         self.pretraining, self.pretraining_dtype = pretraining, pretraining_dtype
         self.allowances = allowances or Allowances()
-        self.measured = 0
         self._kept: dict[Any, PeakMemory] = {}
 
     def shape(self, architecture: Mapping[str, Any], choice: Choice, extra_channels: int = 0) -> Shape:
@@ -132,7 +131,6 @@ class Fitting:
     def _measure(self, stage: str, shape: Shape) -> PeakMemory:
         key = (stage, repr(shape))
         if key not in self._kept:
-            self.measured += 1
             with FakeTensorMode():
                 if stage == "training":
                     steps = iter([training_step(shape)])
@@ -152,12 +150,11 @@ class Fitting:
             NothingFitsError: none of them fits.
         """
 
-        def memory(choice: Choice) -> PeakMemory:
-            return self.training_memory(self.shape(architecture_of(choice), choice, extra_channels))
-
-        guess = self._voxels_that_may_fit(ladder[0], architecture_of(ladder[0]))
-        choice = best_fit(ladder, lambda choice: memory(choice).total_gib, self.budget_gib, guess)
-        return Fitted(choice, memory(choice))
+        return self._best(
+            ladder,
+            architecture_of(ladder[0]),
+            lambda choice: self.training_memory(self.shape(architecture_of(choice), choice, extra_channels)),
+        )
 
     def fit_pretraining(self, ladder: Sequence[Choice], architecture: Mapping[str, Any]) -> Fitted:
         """The best choice of a ladder for pretraining.
@@ -166,14 +163,19 @@ class Fitting:
             NothingFitsError: none of them fits.
         """
 
-        def memory(choice: Choice) -> PeakMemory:
-            return self.pretraining_memory(self.shape(architecture, choice))
+        return self._best(
+            ladder, architecture, lambda choice: self.pretraining_memory(self.shape(architecture, choice))
+        )
 
-        guess = self._voxels_that_may_fit(ladder[0], architecture)
+    def _best(
+        self, ladder: Sequence[Choice], architecture: Mapping[str, Any], memory: Callable[[Choice], PeakMemory]
+    ) -> Fitted:
+        """The best choice of a ladder, whose first one has this architecture."""
+        guess = self._voxels_that_may_fit(architecture)
         choice = best_fit(ladder, lambda choice: memory(choice).total_gib, self.budget_gib, guess)
         return Fitted(choice, memory(choice))
 
-    def _voxels_that_may_fit(self, choice: Choice, architecture: Mapping[str, Any]) -> int:
+    def _voxels_that_may_fit(self, architecture: Mapping[str, Any]) -> int:
         per_voxel = _GIB_PER_FEATURE * architecture["arch_kwargs"]["features_per_stage"][0]
         per_voxel += _GIB_PER_CLASS * self.heads
         return round(max(0.0, self.budget_gib - self.allowances.context_gib) / per_voxel)
@@ -188,14 +190,6 @@ class Fitting:
         sizes = {"median_case_gib": median, "largest_case_gib": largest}
         cases = {name: round(window + sliding_window_gib(shape, image), 3) for name, image in sizes.items()}
         return {"predicted_peak_gib": cases["largest_case_gib"], "window_gib": round(window, 3), **cases}
-
-
-def share_of_dataset(voxels_of_dataset: float, share: float, patch: Patch, least: int) -> int:
-    """nnU-Net's largest batch: one holds no more than a share of all voxels there are, but `least` patches at any rate.
-
-    A shape that is averaged over cases may be fractional; the result is rounded as nnU-Net's.
-    """
-    return max(least, round(voxels_of_dataset * share / math.prod(patch)))
 
 
 def too_small(error: NothingFitsError, budget_gib: float, configuration: str) -> BadInputError:

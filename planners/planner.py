@@ -65,7 +65,7 @@ class DiffSegPlanning:
     """
 
     backbone: str
-    options: PlanOptions = PlanOptions()
+    options: PlanOptions
 
     def __init__(
         self,
@@ -84,6 +84,8 @@ class DiffSegPlanning:
             overwrite_target_spacing,
             suppress_transpose,
         )
+        budget = MemoryBudget(float(gpu_memory_target_in_gb), "nnU-Net's GPU memory target")
+        self.options = PlanOptions(budget=budget)
 
     def plan_experiment(self) -> dict[str, Any]:
         """Plan, and write the plans.

@@ -38,8 +38,8 @@ Measure = Annotated[
     bool,
     typer.Option(
         "--measure",
-        help="Then take a few real steps of both stages on the GPU, note their peak memory in the plan, and step down "
-        "what does not fit; of the configurations named with -c, else of those with both stages.",
+        help="Then take a few real steps of both stages on the GPU, note their peak memory in the plan, and lower "
+        "the batches that do not fit; of the configurations named with -c, else of those with both stages.",
     ),
 ]
 FromCheckpoint = Annotated[

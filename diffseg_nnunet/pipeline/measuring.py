@@ -27,13 +27,14 @@ from diffseg_nnunet.atomic import write_json
 from diffseg_nnunet.errors import BadInputError, StageFailedError
 from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.planning.hardware import GIB, Gpu, no_gpu_reason, only_gpu, smallest_gpu, visible_gpus
+from diffseg_nnunet.planning.nnunet_rules import LEAST_BATCH
 from diffseg_nnunet.planning.section import STAGES, diffseg_section, set_batch_size, stage_plan
 from diffseg_nnunet.planning.stepping import fits, smaller_budget, step_down
 
 WARM_UP, STEPS = 2, 3
 _MOST_WARM_UP = 20
-_TRAINERS = {"pretraining": "pretrain", "training": "finetune"}
-_SMALLEST_BATCH = 2  # nnU-Net's, and one pair of the pretraining
+TRAINERS = {"pretraining": "pretrain", "training": "finetune"}
+"""Stage -> registered trainer whose step is measured."""
 _MEMORY_ERRORS = ("out of memory", "ALLOC_FAILED", "unable to find an engine", "Unable to find a valid cuDNN algorithm")
 
 
@@ -188,8 +189,8 @@ def measure_stage(
         # torch's figures are without the CUDA context, for which the plan's budget has room
         return reading.reserved_gib + context
 
-    group = registry.load("trainers", _TRAINERS[stage]).samples_per_group
-    trial = step_down(first, group, min(first, _SMALLEST_BATCH), budget, peak)[-1]
+    group = registry.load("trainers", TRAINERS[stage]).samples_per_group
+    trial = step_down(first, group, min(first, LEAST_BATCH), budget, peak)[-1]
     if trial.peak_gib is not None:
         reading = readings[trial.batch_size]
         record(project, configuration, stage, trial.batch_size, reading)
@@ -367,7 +368,7 @@ def build_trainer(order: Order, device: Any) -> Any:
     :func:`scratch_folders`."""
     from diffseg_nnunet.training.settings import PretrainingSettings, TrainingSettings
 
-    trainer_class = registry.load("trainers", _TRAINERS[order.stage])
+    trainer_class = registry.load("trainers", TRAINERS[order.stage])
     plans = {**order.plans, "continue_training": False}
     trainer = trainer_class(plans, order.configuration, 0, order.dataset_json, device=device)
     pretraining = order.stage == "pretraining"

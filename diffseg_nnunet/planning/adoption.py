@@ -12,11 +12,11 @@ from typing import Any
 
 from torch import Tensor
 
+from diffseg_nnunet.planning.nnunet_rules import LEAST_EDGE
+
 SPACING_FACTOR = 2.0
 """Largest ratio between a checkpoint's spacing and the one nnU-Net would choose, on each axis: within it nnU-Net too
 treats axes as alike. Beyond it, most of what is resampled would be invented or lost."""
-MINIMUM_EDGE = 4
-"""nnU-Net's smallest edge of a feature map, in voxels."""
 CT_NORMALISATION = "CTNormalization"
 _FREE_OF_SCALE = ("ZScoreNormalization", "RescaleTo01Normalization")
 _PER_STAGE = ("features_per_stage", "kernel_sizes", "strides", "n_conv_per_stage", "n_blocks_per_stage")
@@ -132,7 +132,7 @@ def adopt_topology(
     """The source's architecture for a patch of the data, and the patch padded to what its pooling divides.
 
     Its features, blocks and layers are the source's. At the source's spacing so are strides and kernels, but an axis is
-    no longer pooled where less than :data:`MINIMUM_EDGE` voxels would be left; at another spacing strides and kernels
+    no longer pooled where less than :data:`LEAST_EDGE` voxels would be left; at another spacing strides and kernels
     are nnU-Net's own. The network has no more stages than the source's, and ends where nothing is left to pool.
 
     Args:
@@ -181,7 +181,7 @@ def _possible_strides(pooling: Sequence[Sequence[int]], patch: Sequence[int]) ->
     """The strides of as many stages as there is something to pool in, each axis while enough of it is left."""
     sizes, strides = [int(size) for size in patch], [list(pooling[0])]
     for wanted in pooling[1:]:
-        chosen = [stride if size >= stride * MINIMUM_EDGE else 1 for stride, size in zip(wanted, sizes, strict=True)]
+        chosen = [stride if size >= stride * LEAST_EDGE else 1 for stride, size in zip(wanted, sizes, strict=True)]
         if max(chosen) == 1 < max(wanted):
             if len(strides) > 1:
                 break

@@ -37,6 +37,9 @@ FLOAT32 = frozenset(
 class CudaAutocast(TorchFunctionMode):
     """Within it, calls get their arguments in the precision CUDA's autocast would give them.
 
+    Islands of float32 within (``torch.autocast(..., enabled=False)``) are not seen: what is cast to float32 there stays
+    so, but a convolution there would be counted in `dtype`.
+
     Args:
         dtype: torch.float16 or torch.bfloat16.
     """

@@ -198,7 +198,7 @@ def _batch_reason(plan: PlanView, name: str, stage: str, patch: Sequence[int], b
     voxels = plan.median_voxels(name)
     if voxels is None or plan.training_cases is None:
         return f"at least {rules.LEAST_BATCH}, at most what fits the budget and 5% of the data set's voxels"
-    limit = rules.batch_limit(patch, voxels, plan.training_cases)
+    limit = rules.batch_limit(patch, voxels * plan.training_cases)
     share = f"{rules.LARGEST_SHARE_OF_DATA:.0%} of the voxels of the {plan.training_cases} labelled cases"
     if limit <= rules.LEAST_BATCH == batch:
         return f"the least; {share} are {limit} patches"

@@ -5,6 +5,7 @@ Axes and spacings are in the order of the fingerprint, (z, y, x) of the files; t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -82,12 +83,12 @@ def resampled_apart(fingerprint: Mapping[str, Any], target: Sequence[float]) -> 
     return count
 
 
-def batch_limit(patch: Sequence[int], median_voxels: float, cases: int) -> int:
-    """The patches whose voxels are 5 % of those of all cases, rounded: a batch is no larger, but for the least batch.
+def batch_limit(patch: Sequence[int], voxels_of_dataset: float, share: float = LARGEST_SHARE_OF_DATA) -> int:
+    """The patches whose voxels are a share of those of all cases, rounded: a batch is no larger, but for the least one.
 
     Args:
         patch: voxels along each axis.
-        median_voxels: of the median image, after resampling.
-        cases: labelled ones.
+        voxels_of_dataset: of all cases, after resampling; an average over cases may make it fractional.
+        share: of these voxels.
     """
-    return round(median_voxels * cases * LARGEST_SHARE_OF_DATA / float(np.prod(patch, dtype=float)))
+    return round(voxels_of_dataset * share / math.prod(patch))

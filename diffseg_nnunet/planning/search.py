@@ -12,9 +12,10 @@ import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from diffseg_nnunet.planning.nnunet_rules import LEAST_BATCH
+
 BAND = 1.08
 """Ratio of the voxels of neighbouring bands: at most BAND² of the budget's voxels are given away."""
-SMALLEST_BATCH = 2
 MOST_UNBALANCED = 1.5
 _MOST_OF_A_SMALLER_PATCH = 6  # patches in a batch while the largest patch does not fit: enough to fill every band
 _ABOUT_AS_LARGE = 0.85  # as the planned patch: only such ones come in more than the smallest batch in pretraining
@@ -112,20 +113,20 @@ def training_ladder(
     Args:
         patches: of :func:`smaller_patches`, the largest first.
         shape: the data's median shape.
-        most_patches: largest batch of a patch (nnU-Net: 5 % of the data set), at least SMALLEST_BATCH.
+        most_patches: largest batch of a patch (nnU-Net: 5 % of the data set), at least LEAST_BATCH.
     """
     largest, *others = patches
-    top = SMALLEST_BATCH * math.prod(largest.patch)
+    top = LEAST_BATCH * math.prod(largest.patch)
     choices = [
         Choice(each.patch, batch, (each.strides, each.kernels))
         for each in others
-        for batch in _batches(SMALLEST_BATCH, min(most_patches(each.patch), _MOST_OF_A_SMALLER_PATCH))
+        for batch in _batches(LEAST_BATCH, min(most_patches(each.patch), _MOST_OF_A_SMALLER_PATCH))
     ]
     choices = [choice for choice in choices if choice.voxels < top]
     # few and large patches rather than many small ones
     best = _one_a_band(choices, lambda choice: (-choice.batch, -imbalance(choice.patch, shape), choice.voxels))
     key = (largest.strides, largest.kernels)
-    batches = range(SMALLEST_BATCH, most_patches(largest.patch) + 1)
+    batches = range(LEAST_BATCH, most_patches(largest.patch) + 1)
     return [*best, *(Choice(largest.patch, batch, key) for batch in batches)]
 
 
@@ -149,7 +150,7 @@ def pretraining_ladder(
         axes.append(range(min(size, 2 * step), most + 1, step))
     limit = max(MOST_UNBALANCED, imbalance(planned.patch, shape)) + 1e-9
     patches = [patch for patch in _products(axes) if imbalance(patch, shape) <= limit]
-    smallest = max(SMALLEST_BATCH, group)
+    smallest = max(LEAST_BATCH, group)
     size = math.prod(planned.patch)
     most = _LARGER_BATCHES * max(smallest, planned.batch) * size
     choices = []

@@ -61,7 +61,7 @@ class Denoiser:
                 coordinate_map = noised.new_zeros((len(noised), 3, *noised.shape[2:]))
             noised = torch.cat([noised, coordinate_map.to(noised)], dim=1)
         with self.conditioning.at(t):
-            return (self.compiled or self.network)(noised)
+            return (self.network if self.compiled is None else self.compiled)(noised)
 
     @torch.no_grad()
     def coordinate_map(self, clean: Tensor) -> Tensor | None:

@@ -18,10 +18,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.planners import DiffSegPlainPlanner, DiffSegPlanner
-from diffseg_nnunet.planners.fitting import FEWEST_STAGES, poolable, reduced, share_of_dataset, topology_of
+from diffseg_nnunet.planners.fitting import FEWEST_STAGES, nnunet_topology, poolable, reduced
 from diffseg_nnunet.planners.steps import Shape, training_step
 from diffseg_nnunet.planning.hardware import MemoryBudget
 from diffseg_nnunet.planning.memory import peak_of
+from diffseg_nnunet.planning.nnunet_rules import batch_limit
 from diffseg_nnunet.planning.search import smaller_patches, training_ladder
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
@@ -92,11 +93,11 @@ def test_every_candidate_is_a_topology_of_nnunet(
     initial = [min(round(n), m) for n, m in zip(wanted * (256**3 / wanted.prod()) ** (1 / 3), shape, strict=True)]
     candidates = smaller_patches(poolable(spacing, initial), shape, lambda patch, axis: reduced(spacing, patch, axis))
     for each in candidates:
-        assert topology_of(spacing, each.patch) == each  # padded already: nnU-Net leaves it as it is
+        assert nnunet_topology(spacing, each.patch) == each  # padded already: nnU-Net leaves it as it is
         assert each.stages >= FEWEST_STAGES
         assert not any(np.mod(each.patch, each.divisor))
     voxels = float(np.prod(shape)) * cases
-    ladder = training_ladder(candidates, shape, lambda patch: share_of_dataset(voxels, 0.05, patch, 2))
+    ladder = training_ladder(candidates, shape, lambda patch: max(2, batch_limit(patch, voxels)))
     assert ladder
     assert all(choice.batch <= max(2, round(voxels * 0.05 / np.prod(choice.patch))) for choice in ladder)
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprint_dataset
+from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprint_dataset, plan_experiment_dataset
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
@@ -256,6 +256,16 @@ def test_more_memory_gives_no_smaller_patches(plan: Plan) -> None:
         voxels.append(np.prod(stages[0]["patch_size"]) * stages[0]["batch_size"])
         assert all(stage["predicted_peak_gib"] <= gib for stage in stages)
     assert voxels == sorted(set(voxels))
+
+
+def test_the_budget_of_nnunets_own_interface_counts(workspace: Workspace) -> None:
+    """`plan_experiment_dataset(..., gpu_memory_target_in_gb=...)`."""
+    plan_experiment_dataset(LABELLED, DiffSegPlainPlanner, 1.5, overwrite_plans_name="OfNnunet")
+    section = json.loads((workspace.preprocessed / LABELLED / "OfNnunet.json").read_text())["diffseg"]
+    assert section["memory"]["budget_gib"] == 1.5
+    assert section["memory"]["budget_source"] == "nnU-Net's GPU memory target"
+    for stages in section["configurations"].values():
+        assert stages["training"]["predicted_peak_gib"] <= 1.5
 
 
 def test_a_budget_too_small_for_any_patch(plan: Plan, workspace: Workspace) -> None:

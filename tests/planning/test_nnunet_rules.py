@@ -61,4 +61,4 @@ def test_axes_resampled_apart(cases: list[tuple], target: tuple) -> None:
     [((64, 160, 160), 128 * 512 * 512, 10, 10), ((40, 56, 40), 36 * 50 * 35, 260, 9), ((512, 512), 0, 0, 0)],
 )
 def test_batch_limit(patch: tuple, voxels: float, cases: int, limit: int) -> None:
-    assert batch_limit(patch, voxels, cases) == limit
+    assert batch_limit(patch, voxels * cases) == limit

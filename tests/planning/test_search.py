@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from diffseg_nnunet.planning.nnunet_rules import LEAST_BATCH
 from diffseg_nnunet.planning.search import (
     BAND,
-    SMALLEST_BATCH,
     Choice,
     NothingFitsError,
     Patch,
@@ -50,7 +50,7 @@ def memory(choice: Choice, weights: float = 0.6, per_voxel: float = 2e-6) -> flo
 def ladder_of(largest: Patch, most: int = 9) -> list[Choice]:
     found = smaller_patches(topology(largest), largest, reduced)
     return training_ladder(
-        found, largest, lambda patch: max(SMALLEST_BATCH, most * math.prod(largest) // math.prod(patch))
+        found, largest, lambda patch: max(LEAST_BATCH, most * math.prod(largest) // math.prod(patch))
     )
 
 
@@ -75,10 +75,10 @@ def test_voxels_rise_along_the_ladder(largest: Patch, most: int) -> None:
     ladder = ladder_of(largest, most)
     voxels = [choice.voxels for choice in ladder]
     assert voxels == sorted(set(voxels))
-    assert all(choice.batch >= SMALLEST_BATCH for choice in ladder)
+    assert all(choice.batch >= LEAST_BATCH for choice in ladder)
     # the largest patch at last, in every batch up to the most there may be
     tops = [choice.batch for choice in ladder if choice.patch == largest]
-    assert tops == list(range(SMALLEST_BATCH, most + 1))
+    assert tops == list(range(LEAST_BATCH, most + 1))
     assert ladder[-1] == Choice(largest, most, ladder[-1].key)
 
 
@@ -121,7 +121,7 @@ def test_more_memory_never_gives_less(largest: Patch, budget: float, factor: flo
 @given(st.tuples(*[st.integers(6, 16).map(lambda n: n * STEP)] * 3), st.floats(0.05, 1.0))
 def test_the_budget_is_filled_where_patches_can_grow(largest: Patch, share: float) -> None:
     ladder = ladder_of(largest)
-    budget = share * 2e-6 * SMALLEST_BATCH * math.prod(largest)
+    budget = share * 2e-6 * LEAST_BATCH * math.prod(largest)
 
     def proportional(choice: Choice) -> float:
         return 2e-6 * choice.voxels

@@ -119,6 +119,7 @@ class TreeConverter(Converter):
             extra=described(self),
             notes=tuple(self._notes(source, found)),
         )
+        plan = self.adapted(plan, found, **options)
         return replace(plan, splits=self.splits(plan))
 
     def find(self, source: Path | None) -> Found:
@@ -156,6 +157,10 @@ class TreeConverter(Converter):
             for case, channels in found.images.items()
         ]
 
+    def adapted(self, plan: ConversionPlan, found: Found, **options: Any) -> ConversionPlan:
+        """The plan as the command's options, or what else lies beside the images, want it; a hook."""
+        return plan
+
     def splits(self, plan: ConversionPlan) -> tuple[SplitScheme, ...]:
         """The published divisions that these cases allow; the first is the default."""
         return ()
@@ -181,9 +186,10 @@ class TreeConverter(Converter):
     def _notes(self, source: Path, found: Found) -> list[str]:
         notes = [f"Recognised {found.layout.name} in {found.root}."]
         notes += [
-            f"{len(part.images)} {part.part.role} image(s) found, a whole download has {part.part.expected}."
+            f"{len(part.images)} {part.part.role} image(s) found as {part.part.images[0]}, "
+            f"a whole download has {part.part.expected}."
             for part in found.parts
-            if part.images and part.part.expected not in (None, len(part.images))
+            if part.part.expected not in (None, len(part.images))
         ]
         return notes
 

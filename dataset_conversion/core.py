@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from .description import BACKGROUND, IGNORE, ConversionPlan, SourceCase
 from .report import ConversionRefusedError, ConversionReport, write_report
 from .selection import keep
 from .staging import exclusive, signature_of, staging
-from .writer import FILE_ENDING, IMAGE_FOLDERS, CaseWriter, Handling, Written, is_linkable, link
+from .writer import FILE_ENDING, IMAGE_FOLDERS, CaseWriter, Handling, Written, is_identity, is_linkable, link
 
 __all__ = ["ConversionRefusedError", "ConversionReport", "convert"]
 
@@ -72,7 +72,7 @@ def convert(
             with staging(place, signature_of(plan, handling)) as staged:
                 writer = CaseWriter(plan, staged.data, handling)
                 cases = [case for case in plan.cases if case.identifier not in staged.finished]
-                needed = needed_bytes(cases, linkable=not copy and _can_link(cases, place))
+                needed = needed_bytes(plan, cases, linkable=not copy and _can_link(cases, place))
                 if needed > shutil.disk_usage(place).free:
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 resumed = len(plan.cases) - len(cases)
@@ -107,12 +107,13 @@ def dataset_json(plan: ConversionPlan) -> dict[str, Any]:
     }
 
 
-def needed_bytes(cases: list[SourceCase], linkable: bool) -> int:
-    """Bytes to be written, estimated by the sizes of the sources: re-encoding changes them."""
+def needed_bytes(plan: ConversionPlan, cases: Iterable[SourceCase], linkable: bool) -> int:
+    """Bytes to be written for these cases, estimated by the sizes of the sources: re-encoding changes them."""
     total = 0
     for case in cases:
-        for source in (*case.images, *([] if case.label is None else [case.label])):
-            if not (linkable and is_linkable(source)):
+        for source in case.sources:
+            renumbered = source is case.label and not is_identity(plan.values(case))
+            if not (linkable and is_linkable(source) and not renumbered):
                 shares = getattr(source, "count", 1)
                 total += sum(path.stat().st_size for path in source.files if path.is_file()) // shares
     return total

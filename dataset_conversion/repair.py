@@ -23,9 +23,7 @@ MENDED = frozenset({*JITTER.values(), FLOAT_LABEL})
 HOW_MENDED = "The written copy is mended."
 
 
-def mended_geometry(
-    identifier: str, volumes: Sequence[Volume], kind: str
-) -> tuple[list[sitk.Image], list[Finding]]:
+def mended_geometry(identifier: str, volumes: Sequence[Volume], kind: str) -> tuple[list[sitk.Image], list[Finding]]:
     """The images of `volumes` on the grid of the first one, the very images where they are on it up to rounding.
 
     Args:
@@ -105,5 +103,3 @@ def refused(findings: Sequence[Finding]) -> list[Finding]:
 def _equal(name: str, image: sitk.Image, reference: sitk.Image) -> bool:
     values, expected = (np.array(getattr(each, f"Get{name.capitalize()}")()) for each in (image, reference))
     return np.allclose(values, expected, rtol=ROUNDING_RELATIVE, atol=ROUNDING_MM)
-
-

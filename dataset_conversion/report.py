@@ -90,6 +90,10 @@ class ConversionRefusedError(BadInputError):
         mend = "Mend or remove these cases, then convert again; or leave them out with --skip-bad."
         super().__init__("\n".join(lines) + "\n", mend)
 
+    def as_json(self) -> dict[str, Any]:
+        """The entries of conversion.json that say why."""
+        return {"refused": True, "findings": [asdict(finding) for finding in self.findings]}
+
 
 def described_plan(plan: ConversionPlan) -> dict[str, Any]:
     """What is written, as JSON values: name, versions, label mapping, cases of each role, splits."""
@@ -100,10 +104,7 @@ def described_plan(plan: ConversionPlan) -> dict[str, Any]:
         "labels": [
             dict(zip(("source_value", "source_name", "value", "name"), row, strict=True)) for row in label_table(plan)
         ],
-        "cases": {
-            role: [case.identifier for case in plan.cases if case.role == role]
-            for role in IMAGE_FOLDERS
-        },
+        "cases": {role: [case.identifier for case in plan.cases if case.role == role] for role in IMAGE_FOLDERS},
         "splits": {"name": scheme.name, "source": scheme.source, "folds": len(scheme.folds)} if scheme else None,
     }
 

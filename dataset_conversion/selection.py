@@ -49,16 +49,15 @@ def select_labels(plan: ConversionPlan, names: Collection[str]) -> ConversionPla
     cases = tuple(
         replace(case, unannotated=tuple(name for name in case.unannotated if name in kept)) for case in plan.cases
     )
-    source_labels = plan.source_labels or plan.labels
-    maps = [source_labels if case.source_labels is None else case.source_labels for case in cases if case.label]
-    if IGNORE in plan.labels and (any(case.unannotated for case in cases) or any(IGNORE in each for each in maps)):
+    held = any(case.label and plan.labels.get(IGNORE) in _values(plan, case) for case in cases)
+    if IGNORE in plan.labels and (held or any(case.unannotated for case in cases)):
         kept.append(IGNORE)
     return replace(
         plan,
         labels={name: value for value, name in enumerate([BACKGROUND, *kept])},
         cases=cases,
         # what is not kept becomes background, and is still a known value
-        source_labels=source_labels,
+        source_labels=plan.source_labels or plan.labels,
     )
 
 
@@ -111,17 +110,13 @@ def label_table(plan: ConversionPlan) -> list[tuple[int, str, int, str]]:
     written = {value: name for name, value in plan.labels.items()}
     rows = set()
     for case in plan.cases:
-        if case.label is None:
-            continue
-        mapped = plan.values(case)
-        named = {value: name for name, value in source_names(plan, case).items()}
-        rows |= {(value, named.get(value, BACKGROUND), new, written[new]) for value, new in mapped.items()}
+        if case.label is not None:
+            source = case.source_labels or plan.source_labels or plan.labels
+            named = {value: name for name, value in source.items()}
+            rows |= {
+                (value, named.get(value, BACKGROUND), new, written[new]) for value, new in plan.values(case).items()
+            }
     return sorted(rows)
-
-
-def source_names(plan: ConversionPlan, case: SourceCase) -> Mapping[str, int]:
-    """Name -> value in this case's label file."""
-    return case.source_labels or plan.source_labels or plan.labels
 
 
 def names_given(text: str, option: str) -> tuple[str, ...]:
@@ -135,9 +130,9 @@ def names_given(text: str, option: str) -> tuple[str, ...]:
         try:
             text = path.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
-            raise BadInputError(f"{option} {path} cannot be read: {error}.", "Give a text file, one name a line.") from (
-                error
-            )
+            raise BadInputError(
+                f"{option} {path} cannot be read: {error}.", "Give a text file, one name a line."
+            ) from (error)
     names = tuple(dict.fromkeys(name.strip() for name in re.split(r"[,\n]", text) if name.strip()))
     if not names:
         raise BadInputError(f"{option} names nothing.", f"Give names separated by commas, or {option} @file.")
@@ -169,3 +164,8 @@ def _refuse_unknown(kind: str, unknown: Sequence[str], known: Sequence[str]) -> 
     near = get_close_matches(unknown[0], known, n=1)
     hint = f" Did you mean '{near[0]}'?" if near else ""
     raise BadInputError(f"There is no {kind} {listed(unknown)}.{hint}", f"There are: {listed(known, 120)}.")
+
+
+def _values(plan: ConversionPlan, case: SourceCase) -> set[int]:
+    """The values that this case's label file brings, without what is made of its background."""
+    return set(plan.values(replace(case, unannotated=())).values())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -62,7 +62,7 @@ class Written:
 
 
 class CaseWriter:
-    """Reads a case, checks it, and writes it into `folder`. Used by many threads at once: it has no state of its own."""
+    """Reads a case, checks it, and writes it into `folder`; without state, for many threads at once."""
 
     def __init__(self, plan: ConversionPlan, folder: Path, handling: Handling):
         self.plan, self.folder, self.handling = plan, folder, handling
@@ -74,7 +74,7 @@ class CaseWriter:
         values = self.plan.values(case)
         if not self.handling.verify:
             return self._unread(case, values)
-        volumes, findings = _read(case, [*case.images, *([case.label] if case.label else [])])
+        volumes, findings = _read(case, case.sources)
         if findings:
             return Written(case.identifier, tuple(findings), {})
         images, label = volumes[: len(case.images)], volumes[len(case.images)] if case.label else None
@@ -141,7 +141,9 @@ class CaseWriter:
             files[path.as_posix()] = self._publish(source, image, self.folder / path)
         return Written(case.identifier, (), files)
 
-    def _withdrawn(self, case: SourceCase, reason: UnreadableVolumeError | Finding, files: Mapping[str, str]) -> Written:
+    def _withdrawn(
+        self, case: SourceCase, reason: UnreadableVolumeError | Finding, files: Mapping[str, str]
+    ) -> Written:
         for path in files:
             (self.folder / path).unlink()
         finding = reason if isinstance(reason, Finding) else reason.as_finding(case.identifier)
@@ -200,7 +202,7 @@ def link(source: Path, target: Path) -> bool:
     return True
 
 
-def _read(case: SourceCase, sources: list[VolumeSource]) -> tuple[list[Volume], list[Finding]]:
+def _read(case: SourceCase, sources: Sequence[VolumeSource]) -> tuple[list[Volume], list[Finding]]:
     """The volumes, or what is wrong with those that cannot be read."""
     read = _Remembering()
     volumes: list[Volume] = []
@@ -211,6 +213,10 @@ def _read(case: SourceCase, sources: list[VolumeSource]) -> tuple[list[Volume], 
             volumes.append(Volume(source.files[0], read(source)))
         except UnreadableVolumeError as error:
             findings[error.as_finding(case.identifier)] = None
+        except (RuntimeError, ValueError, OSError) as error:
+            # what SimpleITK and numpy raise on files that a source did not check itself
+            wrapped = UnreadableVolumeError(source.files[0], str(error))
+            findings[wrapped.as_finding(case.identifier)] = None
     return volumes, list(findings)
 
 

@@ -67,29 +67,28 @@ def convert(
     handling = Handling(copy, verify, repair)
     needed = 0
     try:
-        with exclusive(target) as place:
+        with exclusive(target) as place, staging(place, signature_of(plan, handling)) as staged:
             refuse_taken_id(dataset_id, target.name, workspace)
-            with staging(place, signature_of(plan, handling)) as staged:
-                writer = CaseWriter(plan, staged.data, handling)
-                cases = [case for case in plan.cases if case.identifier not in staged.finished]
-                needed = needed_bytes(plan, cases, linkable=not copy and _can_link(cases, place))
-                if needed > shutil.disk_usage(place).free:
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                resumed = len(plan.cases) - len(cases)
+            writer = CaseWriter(plan, staged.data, handling)
+            cases = [case for case in plan.cases if case.identifier not in staged.finished]
+            needed = needed_bytes(plan, cases, linkable=not copy and _can_link(cases, place))
+            if needed > shutil.disk_usage(place).free:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            resumed = len(plan.cases) - len(cases)
 
-                def told(done: int, _: int) -> None:
-                    if progress is not None:
-                        progress(resumed + done, len(plan.cases))
+            def told(done: int, _: int) -> None:
+                if progress is not None:
+                    progress(resumed + done, len(plan.cases))
 
-                in_threads(lambda case: staged.record(writer.write(case)), cases, workers, told)
-                results = [staged.finished[case.identifier] for case in plan.cases]
-                kept = _without_bad(plan, results, skip_bad)
-                report = _report(target, kept, results, resumed)
-                write_json(staged.data / DATASET_JSON, dataset_json(kept))
-                if kept.splits:
-                    write_json(staged.data / SPLITS_FILE, kept.splits[0].folds)
-                write_report(staged.data, report.as_json({**(record or {}), **_settings(handling, skip_bad)}))
-                staged.publish(target)
+            in_threads(lambda case: staged.record(writer.write(case)), cases, workers, told)
+            results = [staged.finished[case.identifier] for case in plan.cases]
+            kept = _without_bad(plan, results, skip_bad)
+            report = _report(target, kept, results, resumed)
+            write_json(staged.data / DATASET_JSON, dataset_json(kept))
+            if kept.splits:
+                write_json(staged.data / SPLITS_FILE, kept.splits[0].folds)
+            write_report(staged.data, report.as_json({**(record or {}), **_settings(handling, skip_bad)}))
+            staged.publish(target)
     except OSError as error:
         raise _explained(error, needed, target) from error
     return replace(report, notes=(*report.notes, *_install_splits(target, workspace)))

@@ -166,9 +166,11 @@ def _refuse_taken_options(converter: Converter, common: dict[str, Any]) -> None:
         )
 
 
-def _flags(annotation: Any) -> tuple[str, ...]:
-    declared = annotation.__metadata__[0].param_decls
-    return tuple(declared or ("--workspace",))
+def _flags(annotation: Any) -> list[str]:
+    """The flags of a declared option; in an annotation, typer keeps the first one as the default."""
+    info = annotation.__metadata__[0]
+    declared = [each for each in (info.default, *(info.param_decls or ())) if isinstance(each, str)]
+    return declared or ["--workspace"]
 
 
 def _help(converter: Converter) -> str:

@@ -42,7 +42,7 @@ class Recognition:
         format_name: the converter's.
         reason: what was found, one clause.
         certainty: 0 to 1; file names that only this format has give 1.
-        options: those that --yes would give to `plan`.
+        options: arguments that `plan` needs beside the source, as `diffseg convert auto` gives them.
     """
 
     format_name: str
@@ -143,7 +143,7 @@ class TreeConverter(Converter):
         if missing:
             raise BadInputError(
                 f"{len(missing)} case(s) lack one of their {len(part.images)} channels: {listed(missing)}.",
-                "Download them again, or leave them out with --skip-bad.",
+                "Download them again, or remove what is left of these cases.",
             )
         if part.role == "training":
             self._refuse_unpaired(found)

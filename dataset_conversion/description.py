@@ -37,10 +37,14 @@ class SourceCase:
     unannotated: tuple[str, ...] = ()
 
     @property
+    def sources(self) -> tuple[VolumeSource, ...]:
+        """The images, then the label where there is one."""
+        return (*self.images, *([] if self.label is None else [self.label]))
+
+    @property
     def files(self) -> tuple[Path, ...]:
         """All files of images and label, each once."""
-        sources = (*self.images, *([] if self.label is None else [self.label]))
-        return tuple(dict.fromkeys(path for source in sources for path in source.files))
+        return tuple(dict.fromkeys(path for source in self.sources for path in source.files))
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.raw_dataset import VOLUME_ENDINGS, read_json_object, split_channel, split_ending, visible_files
 from diffseg_nnunet.verification import listed
 
+from .converter import Converter, Option
 from .description import ConversionPlan, SourceCase
 from .sources import VolumeFile, channels
 
@@ -20,35 +21,50 @@ labels/liver_01.nii.gz         the same name; may be missing altogether
 labels.json                    {"background": 0, "liver": 1}"""
 
 
-class FolderConverter:
+class FolderConverter(Converter):
     """Images and labels that lie in two folders, under equal names (NIfTI, NRRD or MHA)."""
 
     format_name = "folder"
-    summary = "A folder of images and, optionally, a folder of labels with the same names."
+    title = "a folder of images and, optionally, of labels, paired by their names"
     expects = EXPECTED
+    takes_source = False
+    options = (
+        Option("images", "Folder of images, CASE.nii.gz.", Path, required=True),
+        Option("modality", "Channel name(s), e.g. CT, or T1,FLAIR.", required=True),
+        Option("labels", "Folder of labels; none: an unlabelled pool.", Path),
+        Option("label_names", 'JSON {"background": 0, "liver": 1, ...}.', Path),
+        Option("rest_unlabelled", "Images without a label join the unlabelled pool.", bool),
+    )
 
     def plan(
         self,
-        images: Path,
-        labels: Path | None,
-        label_names: Path | None,
-        modality: str,
-        name: str,
-        unlabelled_rest: bool = False,
+        source: Path | None = None,
+        labels: Path | None = None,
+        label_names: Path | None = None,
+        modality: str | None = None,
+        name: str | None = None,
+        rest_unlabelled: bool = False,
+        *,
+        images: Path | None = None,
     ) -> ConversionPlan:
         """Pair the files by their names.
 
         Args:
-            images: folder of ``<case>.nii.gz`` or ``<case>_XXXX.nii.gz`` (.nii, .nrrd and .mha as well).
+            source: folder of ``<case>.nii.gz`` or ``<case>_XXXX.nii.gz`` (.nii, .nrrd and .mha as well).
             labels: folder of ``<case>.nii.gz``; None makes all images an unlabelled pool.
             label_names: JSON ``{"name": value}`` or ``{"value": "name"}``; needed with `labels`.
             modality: channel names in channel order, separated by commas, e.g. 'CT' or 'T1,FLAIR'.
             name: name of the data set.
-            unlabelled_rest: with `labels`, use images without a label as unlabelled instead of refusing them.
+            rest_unlabelled: with `labels`, use images without a label as unlabelled instead of refusing them.
+            images: the same as `source`, which the command lacks.
 
         Raises:
             BadInputError: a folder is missing or has no image, names do not pair, or label names are wrong.
         """
+        images = images or source
+        given = {"--images": images, "--modality": modality, "--name": name}
+        if missing := [option for option, value in given.items() if not value]:
+            raise BadInputError(f"The format 'folder' needs {listed(missing)}.", f"Expected is\n{EXPECTED}")
         channel_names = _channel_names(modality)
         label_files = _label_files(labels) if labels is not None else {}
         image_files = _image_files(require_folder(images, EXPECTED), set(label_files), len(channel_names))
@@ -60,7 +76,7 @@ class FolderConverter:
             values = {"background": 0}
         else:
             values = _label_values(label_names)
-            _refuse_unpaired(image_files, label_files, unlabelled_rest)
+            _refuse_unpaired(image_files, label_files, rest_unlabelled)
         cases = tuple(
             SourceCase(
                 case,

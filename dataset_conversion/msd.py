@@ -10,6 +10,7 @@ from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.raw_dataset import DATASET_JSON, read_json_object, split_channel, split_ending, visible_files
 from diffseg_nnunet.verification import listed
 
+from .converter import Converter
 from .description import ConversionPlan, SourceCase
 from .folder import parse_label_names, require_folder, volumes_by_stem
 from .sources import VolumeFile, channels
@@ -23,14 +24,16 @@ Task04_Hippocampus/            any name
 KEPT_ENTRIES = ("description", "reference", "licence", "license", "release", "citation")
 
 
-class MSDConverter:
+class MSDConverter(Converter):
     """A task of the Medical Segmentation Decathlon, or a data set in its layout."""
 
     format_name = "msd"
-    summary = "A task of the Medical Segmentation Decathlon, or any data set in its layout."
+    title = "a task of the Medical Segmentation Decathlon, or any data set in its layout"
     expects = EXPECTED
+    licence = "CC-BY-SA 4.0"
+    citation = "Antonelli et al., The Medical Segmentation Decathlon, Nature Communications 13, 4128 (2022)"
 
-    def plan(self, source: Path, *, name: str | None) -> ConversionPlan:
+    def plan(self, source: Path | None, *, name: str | None = None) -> ConversionPlan:
         """Read dataset.json and list the cases.
 
         Args:

@@ -119,7 +119,7 @@ def assert_same_volume(written: Path, source: sitk.Image) -> None:
 def test_the_format_is_registered_and_describes_itself() -> None:
     assert registry.load("converters", "msd") is MSDConverter
     assert MSDConverter.format_name == "msd"
-    assert MSDConverter.summary
+    assert MSDConverter.title
     assert MSDConverter.expects.startswith(TREE)
 
 

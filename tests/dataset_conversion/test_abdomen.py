@@ -18,6 +18,7 @@ import pytest
 
 from diffseg_nnunet import registry
 from diffseg_nnunet.dataset_conversion.description import ConversionPlan
+from diffseg_nnunet.dataset_conversion.selection import prepared
 from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.raw_dataset import RawDataset
 from diffseg_nnunet.verification import verify_dataset
@@ -384,6 +385,10 @@ def test_flare22_pseudo_labels_are_marked_and_never_validate(
         assert {*names} <= {*fold["train"]}
         assert not {*names} & {*fold["val"]}
     assert any("that a model made" in note for note in made.notes)
+    few = prepared(made, splits="n=2").splits[0].folds[0]
+    assert (few["train"][0], few["val"][-1]) == ("FLARE22_Tr_0001", "FLARE22_Tr_0006")
+    kept = prepared(made, cases=["FLARE22_Tr_0001", names[0]])
+    assert kept.extra["pseudo_labelled"]["cases"] == names[:1]
 
 
 def test_flare22_pseudo_labels_that_are_not_there(tmp_path: Path) -> None:
@@ -441,6 +446,18 @@ def test_flare23_by_content(tmp_path: Path, workspace: Workspace, suffix: str) -
     tree.check(folder, "Un", "FLARE23_2201", f"unlabeledTr1800/FLARE23_2201{suffix}")
     tree.check(folder, "Ts", "validation_FLARE23Ts_0001", "validation/FLARE23Ts_0001_0000")
     assert "in 4 training case(s) is not known: where a label lacks any of the 13 organs" in notes("flare23", tree.root)
+
+
+def test_flare23_with_fewer_labels_asks_for_these_alone(tmp_path: Path, workspace: Workspace) -> None:
+    tree = flare23(tmp_path / "MICCAI-FLARE23")
+    chosen = prepared(plan("flare23", tree.root), labels=("liver", "spleen"))
+    folder = chosen.execute(dataset_id=1, workspace=workspace, workers=2).folder
+    assert RawDataset.open(folder).labels == {"background": 0, "liver": 1, "spleen": 2, "ignore": 3}
+    for number, background in ((1, 0), (2, 0), (3, 0), (4, 3)):
+        source = np.asanyarray(nib.load(tree.root / f"labelsTr2200/FLARE23_000{number}.nii.gz").dataobj)
+        written = np.asanyarray(nib.load(folder / f"labelsTr/FLARE23_000{number}.nii.gz").dataobj)
+        expected = np.select([source == 1, source == 3, source == 0], [1, 2, background], 0)
+        np.testing.assert_array_equal(written, expected)
 
 
 def test_flare23_assumed_complete(tmp_path: Path, workspace: Workspace) -> None:
@@ -514,7 +531,7 @@ def test_flare23_a_value_that_it_does_not_have(tmp_path: Path, workspace: Worksp
     tree = flare23(tmp_path / "flare")
     tree.seed = 0
     tree.case("imagesTr2200/FLARE23_0001_0000", "labelsTr2200/FLARE23_0001", (0, 1, 15))
-    with pytest.raises(BadInputError, match="it holds the value 15, which FLARE23 does not have"):
+    with pytest.raises(BadInputError, match="it holds the value 15, which names no structure"):
         convert("flare23", tree.root, workspace)
 
 

@@ -67,17 +67,22 @@ class FLARE22Converter(TreeConverter):
     format_name = "flare22"
     title = "FLARE22: 13 abdominal organs in CT, 50 labelled and 2000 unlabelled scans"
     expects = """\
-FLARE2022/                                           any name; all but the labelled part may be missing
+FLARE2022/                                any name
     Training/FLARE22_LabeledCase50/images/FLARE22_Tr_0001_0000.nii.gz
     Training/FLARE22_LabeledCase50/labels/FLARE22_Tr_0001.nii.gz
     Training/FLARE22_UnlabeledCase1-1000/Case_00001_0000.nii.gz
     Training/FLARE22_UnlabeledCase1001-2000/Case_01001_0000.nii.gz
-    Tuning/images/FLARETs_0001_0000.nii.gz           Tuning/labels/FLARETs_0001.nii.gz
+    Tuning/images/FLARETs_0001_0000.nii.gz
+    Tuning/labels/FLARETs_0001.nii.gz
     Testing/FLARETs_0001_0000.nii.gz
-or  FLARE22Train/images, FLARE22Train/labels         the labelled part alone
-or  train_gt_label/{imagesTr,labelsTr}               Hugging Face, FLARE-MedFM/FLARE-Task2-LaptopSeg
+or
+    FLARE22Train/images, FLARE22Train/labels
+or, as on Hugging Face (FLARE-MedFM/FLARE-Task2-LaptopSeg),
+    train_gt_label/imagesTr, train_gt_label/labelsTr
     train_pseudo_label/imagesTr
-    validation/{Validation-Public-Images,Validation-Public-Labels,Validation-Hidden-Images}"""
+    validation/Validation-Public-Images, .../Validation-Public-Labels
+    validation/Validation-Hidden-Images
+All but the labelled training images may be missing."""
     citation = "Ma et al., FLARE22: Unleashing the strengths of unlabelled data in abdominal organ segmentation"
     options = (
         Option("pseudo_labels", "Add unlabelled scans with a model's labels: blackbean, aladdin5, or their folder."),

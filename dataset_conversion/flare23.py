@@ -5,16 +5,13 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import Any
 
 from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.raw_dataset import read_json_object
 from diffseg_nnunet.verification import listed
-from diffseg_nnunet.verification.volumes import UnreadableVolumeError
 
 from . import splits
 from .anatomy import structure
@@ -22,10 +19,8 @@ from .converter import Option, TreeConverter
 from .description import IGNORE, ConversionPlan, SourceCase, SplitScheme
 from .flare22 import ORGANS
 from .layouts import Found, Layout, Part, match
-from .sources import Read, VolumeFile
-
-if TYPE_CHECKING:
-    import SimpleITK as sitk
+from .partial import PartialLabel
+from .sources import VolumeFile
 
 LESION = "lesion"
 CORRECTED = "labelsTr2200/20230507-fix/{case}"
@@ -33,45 +28,12 @@ COMPLETE, BY_CONTENT = "complete", "by-content"
 _ASSUMED = {
     COMPLETE: "their labels were taken as complete, so an organ that nobody annotated is taught as background.",
     BY_CONTENT: (
-        "where a label lacks any of the 13 organs, its background became nnU-Net's ignore label, because the missing "
-        "organ may hide in it; where all 13 are there, what is left was taken as background. An organ that the patient "
-        "lacks costs that case's background; lesions that nobody marked are taught as organ or background."
+        "where a label lacks any of the 13 organs (of those among them that --labels chose), its background became "
+        "nnU-Net's ignore label, because the missing organ may hide in it; where all are there, what is left was taken "
+        "as background. An organ that the patient lacks costs that case's background; lesions that nobody marked are "
+        "taught as organ or background."
     ),
 }
-
-
-@dataclass(frozen=True)
-class LabelOfSome:
-    """A label whose background is known only if all of some structures are in it; else it gets the value `ignore`.
-
-    Attributes:
-        path: the label file.
-        required: values that must all occur for the background to stand.
-        ignore: what the background becomes otherwise; no voxel of the file may have it.
-    """
-
-    path: Path
-    required: tuple[int, ...]
-    ignore: int
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        return (self.path,)
-
-    def read(self, read: Read) -> sitk.Image:
-        import SimpleITK as sitk
-
-        label = read(VolumeFile(self.path))
-        voxels = sitk.GetArrayViewFromImage(label)
-        present = np.unique(voxels)
-        if self.ignore in present:
-            reason = f"it holds the value {self.ignore}, which FLARE23 does not have"
-            raise UnreadableVolumeError(self.path, reason, "label_values", "Download it again.")
-        if np.isin(self.required, present).all():
-            return label
-        masked = sitk.GetImageFromArray(np.where(voxels == 0, voxels.dtype.type(self.ignore), voxels))
-        masked.CopyInformation(label)
-        return masked
 
 
 class FLARE23Converter(TreeConverter):
@@ -83,8 +45,9 @@ class FLARE23Converter(TreeConverter):
 MICCAI-FLARE23/                                  any name
     imagesTr2200/FLARE23_0001_0000.nii.gz
     labelsTr2200/FLARE23_0001.nii.gz
-    unlabeledTr1800/FLARE23_2201_0000.nii.gz     or without _0000; may be missing
-    validation/FLARE23Ts_0001_0000.nii.gz        may be missing"""
+    unlabeledTr1800/FLARE23_2201_0000.nii.gz     (or without _0000)
+    validation/CASE_0000.nii.gz
+The last two folders may be missing."""
     citation = "Ma et al., FLARE23: Automatic Organ and Pan-cancer Segmentation in Abdomen CT (arXiv 2408.12534)"
     options = (
         Option("annotated", "CSV or JSON: which structures were annotated in which case.", kind=Path),
@@ -127,7 +90,7 @@ MICCAI-FLARE23/                                  any name
         corrected = match(CORRECTED, found.root, found.layout)
         with_ignore = {**plan.labels, IGNORE: max(plan.labels.values()) + 1}
         cases = tuple(self._told(case, listing, corrected, assume, with_ignore) for case in plan.cases)
-        needed = any(case.unannotated or isinstance(case.label, LabelOfSome) for case in cases)
+        needed = any(case.unannotated or isinstance(case.label, PartialLabel) for case in cases)
         notes = (*plan.notes, *self._explained(plan, listing, corrected, assume))
         return replace(plan, cases=cases, labels=with_ignore if needed else plan.labels, notes=notes)
 
@@ -151,7 +114,7 @@ MICCAI-FLARE23/                                  any name
             return replace(case, label=VolumeFile(path), unannotated=unannotated)
         if assume == COMPLETE:
             return replace(case, label=VolumeFile(path))
-        source = LabelOfSome(path, tuple(ORGANS.values()), values[IGNORE])
+        source = PartialLabel(path, tuple(ORGANS.items()), values[IGNORE])
         return replace(case, label=source, source_labels=values)
 
     def _explained(

@@ -13,6 +13,7 @@ from diffseg_nnunet.verification import listed
 
 from . import splits as schemes
 from .description import BACKGROUND, IGNORE, ConversionPlan, SourceCase, SplitScheme
+from .partial import PartialLabel
 
 FIVE_FOLD = "5-fold"
 _FEW = re.compile(r"n=(\d+)")
@@ -47,7 +48,12 @@ def select_labels(plan: ConversionPlan, names: Collection[str]) -> ConversionPla
     if not kept:
         raise BadInputError("No label would be left.", f"Choose some of: {', '.join(known) or 'none'}.")
     cases = tuple(
-        replace(case, unannotated=tuple(name for name in case.unannotated if name in kept)) for case in plan.cases
+        replace(
+            case,
+            unannotated=tuple(name for name in case.unannotated if name in kept),
+            label=case.label.keeping(kept) if isinstance(case.label, PartialLabel) else case.label,
+        )
+        for case in plan.cases
     )
     held = any(case.label and plan.labels.get(IGNORE) in _values(plan, case) for case in cases)
     if IGNORE in plan.labels and (held or any(case.unannotated for case in cases)):
@@ -77,7 +83,10 @@ def keep(plan: ConversionPlan, identifiers: Collection[str]) -> ConversionPlan:
     cases = tuple(case for case in plan.cases if case.identifier in identifiers)
     splits, lacking = schemes.divided(plan.splits, identifiers)
     note = f"Splits that name cases which are left out were dropped: {listed(lacking)}."
-    return replace(plan, cases=cases, splits=tuple(splits), notes=(*plan.notes, *[note] * bool(lacking)))
+    extra = dict(plan.extra)
+    if made := extra.get(schemes.PSEUDO_LABELLED):
+        extra[schemes.PSEUDO_LABELLED] = {**made, "cases": [case for case in made["cases"] if case in identifiers]}
+    return replace(plan, cases=cases, extra=extra, splits=tuple(splits), notes=(*plan.notes, *[note] * bool(lacking)))
 
 
 def choose_splits(plan: ConversionPlan, name: str) -> ConversionPlan:
@@ -92,7 +101,7 @@ def choose_splits(plan: ConversionPlan, name: str) -> ConversionPlan:
     Raises:
         BadInputError: there is no such scheme, or there are too few training cases for it.
     """
-    training = sorted(case.identifier for case in plan.cases if case.role == "training")
+    training = schemes.labelled_by_people(plan)
     few = _FEW.fullmatch(name)
     if few is not None:
         scheme = _first(int(few[1]), training)

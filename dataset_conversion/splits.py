@@ -189,6 +189,12 @@ def chosen(plan: ConversionPlan, name: str | None) -> SplitScheme | None:
     scheme = offered[asked["scheme"]]
     if asked["count"] is None:
         return scheme
+    return few_labels(scheme, int(asked["count"]), labelled_by_people(plan))
+
+
+def labelled_by_people(plan: ConversionPlan) -> list[str]:
+    """The training cases, sorted, whose labels no model made: those that may validate."""
     made_by_model = set(plan.extra.get(PSEUDO_LABELLED, {}).get("cases", ()))
-    among = [case.identifier for case in plan.cases if case.role == "training"]
-    return few_labels(scheme, int(asked["count"]), [case for case in among if case not in made_by_model])
+    return sorted(
+        case.identifier for case in plan.cases if case.role == "training" and case.identifier not in made_by_model
+    )

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.raw_dataset import VOLUME_ENDINGS
 
 from .description import Role
@@ -91,6 +92,9 @@ def match(pattern: str, root: Path, layout: Layout) -> dict[str, Path]:
     """What `{case}` stands for -> file, sorted. Hidden files and folders (macOS's ``._*``) are ignored.
 
     A level of the path without ``{case}`` is looked up, not listed.
+
+    Raises:
+        BadInputError: two files differ by their ending only.
     """
     expression = re.escape(pattern).replace(re.escape(CASE), f"(?P<case>{layout.case})", 1)
     expression = expression.replace(re.escape(CASE), "(?P=case)")
@@ -99,7 +103,10 @@ def match(pattern: str, root: Path, layout: Layout) -> dict[str, Path]:
     for path in _walk(root, pattern.split("/")):
         fits = whole.fullmatch(path.relative_to(root).as_posix())
         if fits:
-            found.setdefault(fits["case"] if CASE in pattern else "", path)
+            case = fits["case"] if CASE in pattern else ""
+            if case in found:
+                raise BadInputError(f"{found[case]} and {path.name} are one case twice.", "Remove one of them.")
+            found[case] = path
     return dict(sorted(found.items()))
 
 

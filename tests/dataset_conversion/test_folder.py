@@ -194,7 +194,7 @@ def test_without_labels_everything_is_a_pool(run: Run, source: Path) -> None:
 
 def test_the_rest_may_be_unlabelled(run: Run, source: Path) -> None:
     write(source / "images/pool_1.nii.gz", scan(9))
-    report = run(unlabelled_rest=True)
+    report = run(rest_unlabelled=True)
     assert report.cases == {"training": 2, "unlabelled": 1, "test": 0}
     assert (report.folder / "imagesUn/pool_1_0000.nii.gz").exists()
 
@@ -237,7 +237,7 @@ def test_what_a_number_at_the_end_of_a_name_means(
         tmp_path / "labels.json" if labels else None,
         modality,
         "Name",
-        unlabelled_rest=True,
+        rest_unlabelled=True,
     )
     assert {case.identifier: len(case.images) for case in plan.cases} == expected
     assert sum(case.role == "training" for case in plan.cases) == len(labels)
@@ -277,7 +277,7 @@ def test_an_image_without_its_label(run: Run, workspace: Workspace, source: Path
 @pytest.mark.parametrize("rest", [False, True])
 def test_a_label_without_its_image(run: Run, workspace: Workspace, source: Path, rest: bool) -> None:
     (source / "images/liver_2.nii.gz").unlink()
-    message = refusal(run, workspace, unlabelled_rest=rest)
+    message = refusal(run, workspace, rest_unlabelled=rest)
     assert f"1 label(s) in {source / 'labels'} have no image: liver_2.nii.gz" in message
 
 
@@ -303,7 +303,7 @@ def test_a_missing_channel(run: Run, workspace: Workspace, tmp_path: Path) -> No
 @pytest.mark.parametrize("identifier", ["liver 3", "liver(3)", "liver_seg"])
 def test_identifiers_that_would_break_later(run: Run, workspace: Workspace, source: Path, identifier: str) -> None:
     write(source / f"images/{identifier}.nii.gz", scan(3))
-    message = refusal(run, workspace, unlabelled_rest=True)
+    message = refusal(run, workspace, rest_unlabelled=True)
     assert f"{identifier}.nii.gz) cannot be a case identifier" in message
 
 
@@ -547,7 +547,7 @@ def test_a_part_of_openkbp(tmp_path: Path, workspace: Workspace) -> None:
         for name in names:
             (tmp_path / folder / name).symlink_to((kbp / folder / name).resolve())
     plan = FolderConverter().plan(
-        tmp_path / "images", tmp_path / "labels", kbp / "labels.json", "CT", "OpenKBP", unlabelled_rest=True
+        tmp_path / "images", tmp_path / "labels", kbp / "labels.json", "CT", "OpenKBP", rest_unlabelled=True
     )
     report = convert(plan, dataset_id=11, workspace=workspace, copy=True, workers=2)
     assert report.cases == {"training": 4, "unlabelled": 4, "test": 0}

@@ -77,7 +77,7 @@ class FolderConverter(Converter):
         """
         images = images or source
         given = {"--images": images, "--modality": modality, "--name": name}
-        if missing := [option for option, value in given.items() if not value]:
+        if missing := [option for option, value in given.items() if value is None]:
             raise BadInputError(f"The format 'folder' needs {listed(missing)}.", f"Expected is\n{EXPECTED}")
         channel_names = _channel_names(modality)
         count = len(channel_names)

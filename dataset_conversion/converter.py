@@ -98,12 +98,14 @@ class TreeConverter(Converter):
         channel_names: of its images.
         labels: name -> value as in the label files; without the background.
         layouts: the forms it is handed around in.
+        certainty: of `recognise`; 1 where only this data set has files of such names.
     """
 
     dataset_name: ClassVar[str]
     channel_names: ClassVar[tuple[str, ...]] = ("CT",)
     labels: ClassVar[dict[str, int]]
     layouts: ClassVar[tuple[Layout, ...]]
+    certainty: ClassVar[float] = 0.9
 
     def plan(self, source: Path | None, *, name: str | None = None, **options: Any) -> ConversionPlan:
         found = self.find(source)
@@ -171,7 +173,9 @@ class TreeConverter(Converter):
             return None
         files = sum(len(part.images) for part in found.parts)
         where = "" if found.root == source else f" in {found.root}"
-        return Recognition(self.format_name, f"{files} image(s) are named as in {found.layout.name}{where}", 0.9, {})
+        return Recognition(
+            self.format_name, f"{files} image(s) are named as in {found.layout.name}{where}", self.certainty, {}
+        )
 
     def _refuse_unpaired(self, found: FoundPart) -> None:
         lonely_images = [str(found.images[case][0]) for case in found.images if case not in found.labels]

@@ -119,13 +119,21 @@ def _walk(folder: Path, levels: list[str]) -> Iterator[Path]:
         yield from _walk(folder / first, rest)
         return
     # a folder that may not be listed is an error: its cases must not vanish silently
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith("."):
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        if entry.name.startswith("."):
             continue
         if rest:
-            yield from _walk(path, rest)
-        elif not path.is_dir():  # links that lead nowhere or in a circle are somebody's data that has not arrived
-            yield path
+            yield from _walk(Path(entry.path), rest)
+        elif not _is_folder(entry):
+            yield Path(entry.path)
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    """False for links that lead nowhere or in a circle: they are somebody's data that has not arrived."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def find(source: Path, layouts: tuple[Layout, ...]) -> Found | None:

@@ -66,7 +66,8 @@ class CaseWriter:
             channel_count=len(self.plan.channel_names),
             label_values=set(values),
             label_required=case.role == "training",
-        )
+            role=case.role,
+        ).findings
         if any(finding.severity == "error" for finding in findings):
             return findings
         stem = self.folder / IMAGE_FOLDERS[case.role] / case.identifier

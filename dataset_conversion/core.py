@@ -15,7 +15,7 @@ from typing import Any
 from diffseg_nnunet.atomic import DISK_FULL, write_json, write_text
 from diffseg_nnunet.errors import BadInputError, DiffSegError, StageFailedError
 from diffseg_nnunet.raw_dataset import DATASET_JSON, SPLITS_FILE, why_unusable
-from diffseg_nnunet.verification import Progress, in_threads, listed
+from diffseg_nnunet.verification import Finding, Progress, check_records, in_threads, listed, of_severity
 from diffseg_nnunet.workspace import Workspace, dataset_folder_name
 
 from .description import BACKGROUND, IGNORE, ConversionPlan, SourceCase
@@ -82,12 +82,15 @@ def convert(
 
             in_threads(lambda case: staged.record(writer.write(case)), cases, workers, told)
             results = [staged.finished[case.identifier] for case in plan.cases]
-            kept = _without_bad(plan, results, skip_bad)
-            report = _report(target, kept, results, resumed)
+            kept, findings = _judged(plan, results, skip_bad)
+            report = _report(target, kept, findings, results, resumed)
             write_json(staged.data / DATASET_JSON, dataset_json(kept))
             if kept.splits:
                 write_json(staged.data / SPLITS_FILE, kept.splits[0].folds)
-            write_report(staged.data, report.as_json({**(record or {}), **_settings(handling, skip_bad)}))
+            _remove_left_out(staged.data, results, report)
+            write_report(
+                staged.data, report.as_json({**(record or {}), **_settings(handling, skip_bad)}), report.findings
+            )
             staged.publish(target)
     except OSError as error:
         raise _explained(error, needed, target) from error
@@ -173,32 +176,58 @@ def _can_link(cases: list[SourceCase], folder: Path) -> bool:
     return linked
 
 
-def _without_bad(plan: ConversionPlan, results: list[Written], skip_bad: bool) -> ConversionPlan:
-    """The plan without the cases that have errors.
+def _judged(plan: ConversionPlan, results: list[Written], skip_bad: bool) -> tuple[ConversionPlan, list[Finding]]:
+    """The plan without the cases that have errors, and all findings: those of each case, then those across cases.
 
     Raises:
-        ConversionRefusedError: there are such, and they are not to be skipped; or nothing would be left.
+        ConversionRefusedError: there are errors, and they are not to be skipped; or no case would be left.
     """
-    good = {written.case for written in results if not written.is_bad}
-    if len(good) == len(results):
-        return plan
-    if not skip_bad or not good:
-        raise ConversionRefusedError([finding for written in results for finding in written.findings])
-    return keep(plan, good)
+    findings = [finding for written in results for finding in written.findings]
+    bad = {written.case for written in results if written.is_bad}
+    across = _across(plan, results, bad)
+    while skip_bad and (worst := of_severity(across, "error")):
+        # without these, others may still be copies of each other
+        findings += worst
+        bad |= {finding.case for finding in worst}
+        across = _across(plan, results, bad)
+    findings += across
+    bad |= {finding.case for finding in of_severity(across, "error")}
+    if not bad:
+        return plan, findings
+    if not skip_bad or len(bad) == len(results):
+        raise ConversionRefusedError(findings)
+    return keep(plan, {case.identifier for case in plan.cases} - bad), findings
 
 
-def _report(target: Path, plan: ConversionPlan, results: list[Written], resumed: int) -> ConversionReport:
-    findings = tuple(finding for written in results for finding in written.findings)
+def _across(plan: ConversionPlan, results: list[Written], bad: set[str]) -> list[Finding]:
+    """What the cases that are not bad say against each other, as far as they were read."""
+    records = [written.record for written in results if written.record is not None and written.case not in bad]
+    channel_names = [plan.channel_names[channel] for channel in sorted(plan.channel_names)]
+    return check_records(records, channel_names, plan.labels) if records else []
+
+
+def _report(
+    target: Path, plan: ConversionPlan, findings: list[Finding], results: list[Written], resumed: int
+) -> ConversionReport:
+    kept = {case.identifier for case in plan.cases}
     counts = Counter(case.role for case in plan.cases)
     note = f"Went on with an interrupted conversion: {resumed} of {len(results)} case(s) were finished."
     return ConversionReport(
         folder=target,
         plan=plan,
         cases={role: counts[role] for role in IMAGE_FOLDERS},
-        files=dict(Counter(how for written in results for how in written.files.values())),
-        findings=findings,
+        files=dict(Counter(how for written in results if written.case in kept for how in written.files.values())),
+        findings=tuple(findings),
         notes=(*plan.notes, *[note] * bool(resumed)),
     )
+
+
+def _remove_left_out(folder: Path, results: list[Written], report: ConversionReport) -> None:
+    """A case may be written before it turns out that it cannot stay beside another."""
+    for written in results:
+        if written.case in report.skipped:
+            for path in written.files:
+                (folder / path).unlink()
 
 
 def _settings(handling: Handling, skip_bad: bool) -> dict[str, Any]:

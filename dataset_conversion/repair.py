@@ -1,25 +1,26 @@
 """What is mended while a case is written: geometry that differs by less than is tolerated, and labels kept as floats.
 
 The checks (`verification.examine`) decide what is an error. Where they find none, a grid that is not quite the first
-image's differs by less than their tolerances (1e-3 mm in the origin, 1e-3 in direction cosines, 1e-5 of the spacing, or
-what they name a jitter): the voxels correspond, and giving all files of the case one header costs nothing.
+image's differs by less than they tolerate (1e-3 mm in the origin, 1e-3 in direction cosines, 1e-5 of the spacing), or by
+what they call a jitter (no voxel is off by more than `JITTER_VOXELS`): the voxels correspond, and the written copy gets
+the first image's header.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import SimpleITK as sitk
 
-from diffseg_nnunet.verification import Finding, UnreadableVolumeError, Volume, listed
+from diffseg_nnunet.verification import CaseRecord, Finding, UnreadableVolumeError, Volume, listed
 
 # two exports of one float32 header differ by this much, which nobody notices: rewriting such files would gain nothing
 ROUNDING_RELATIVE = 1e-6
 ROUNDING_MM = 1e-6
 JITTER = {"label": "label_jitter", "channel": "channel_jitter"}
-FLOAT_LABEL = "label_float"
-MENDED = frozenset({*JITTER.values(), FLOAT_LABEL})
+MENDED = frozenset({*JITTER.values(), "label_float"})
 HOW_MENDED = "The written copy is mended."
 
 
@@ -44,14 +45,6 @@ def mended_geometry(identifier: str, volumes: Sequence[Volume], kind: str) -> tu
         else:
             mended.append(volume.image)
     return mended, findings
-
-
-def float_label(identifier: str, label: Volume) -> list[Finding]:
-    """A warning where a label of whole numbers is stored as floats."""
-    if not is_float(label.image):
-        return []
-    message = f"The label {label.path} holds whole numbers as {label.image.GetPixelIDTypeAsString()}."
-    return [Finding(FLOAT_LABEL, identifier, message, HOW_MENDED, "warning")]
 
 
 def is_float(image: sitk.Image) -> bool:
@@ -88,6 +81,17 @@ def renumbered(label: Volume, values: Mapping[int, int]) -> sitk.Image:
     image = sitk.GetImageFromArray(mapped)
     image.CopyInformation(label.image)
     return image
+
+
+def renumbered_record(record: CaseRecord | None, values: Mapping[int, int]) -> CaseRecord | None:
+    """What is known of a case, with its label's values mapped as :func:`renumbered` maps the voxels."""
+    if record is None or record.label is None:
+        return record
+    volumes: dict[int, float] = {}
+    for value, volume in record.label.volumes_ml.items():
+        if values[value]:
+            volumes[values[value]] = volumes.get(values[value], 0.0) + volume
+    return replace(record, label=replace(record.label, volumes_ml=volumes))
 
 
 def refused(findings: Sequence[Finding]) -> list[Finding]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -12,7 +10,8 @@ from typing import Any
 
 from diffseg_nnunet.atomic import write_json, write_text
 from diffseg_nnunet.errors import BadInputError
-from diffseg_nnunet.verification import Finding
+from diffseg_nnunet.verification import Finding, of_severity
+from diffseg_nnunet.verification.export import findings_csv
 
 from .description import ConversionPlan
 from .selection import label_table
@@ -22,7 +21,6 @@ REPORT_JSON, REPORT_CSV = "conversion.json", "conversion.csv"
 EXIT_WARNED = 1
 SHOWN_FINDINGS = 10
 _PACKAGES = ("diffseg_nnunet", "SimpleITK", "numpy")
-_COLUMNS = ("severity", "code", "case", "message", "mend")
 
 
 @dataclass(frozen=True)
@@ -48,17 +46,17 @@ class ConversionReport:
     @property
     def warnings(self) -> tuple[Finding, ...]:
         """The findings that did not stop the conversion."""
-        return tuple(finding for finding in self.findings if finding.severity == "warning")
+        return tuple(of_severity(self.findings, "warning"))
 
     @property
     def skipped(self) -> tuple[str, ...]:
         """Identifiers of the cases that were left out."""
-        return tuple(dict.fromkeys(finding.case for finding in self.findings if finding.severity == "error"))
+        return tuple(dict.fromkeys(finding.case for finding in of_severity(self.findings, "error")))
 
     @property
     def exit_code(self) -> int:
         """0: nothing to tell; 1: something was mended, skipped or is worth a look."""
-        return EXIT_WARNED if self.findings else 0
+        return EXIT_WARNED if any(finding.severity != "note" for finding in self.findings) else 0
 
     def as_json(self, record: Mapping[str, Any]) -> dict[str, Any]:
         """The content of conversion.json; `record` has what only the caller knows."""
@@ -68,7 +66,6 @@ class ConversionReport:
             "skipped": list(self.skipped),
             "files": self.files,
             "notes": list(self.notes),
-            "findings": [asdict(finding) for finding in self.findings],
         }
 
 
@@ -81,7 +78,7 @@ class ConversionRefusedError(BadInputError):
 
     def __init__(self, findings: Sequence[Finding]):
         self.findings = tuple(findings)
-        errors = [finding for finding in findings if finding.severity == "error"]
+        errors = of_severity(findings, "error")
         cases = len({finding.case for finding in errors})
         lines = [f"{len(errors)} problem(s) in {cases} case(s), no data set was written:"]
         lines += [f"- {finding.case}: {finding}" for finding in errors[:SHOWN_FINDINGS]]
@@ -90,13 +87,9 @@ class ConversionRefusedError(BadInputError):
         mend = "Mend or remove these cases, then convert again; or leave them out with --skip-bad."
         super().__init__("\n".join(lines) + "\n", mend)
 
-    def as_json(self) -> dict[str, Any]:
-        """The entries of conversion.json that say why."""
-        return {"refused": True, "findings": [asdict(finding) for finding in self.findings]}
-
 
 def described_plan(plan: ConversionPlan) -> dict[str, Any]:
-    """What is written, as JSON values: name, versions, label mapping, cases of each role, splits."""
+    """What was to be written, as JSON values: name, versions, label mapping, cases of each role, splits."""
     scheme = plan.splits[0] if plan.splits else None
     return {
         "name": plan.name,
@@ -109,15 +102,7 @@ def described_plan(plan: ConversionPlan) -> dict[str, Any]:
     }
 
 
-def write_report(folder: Path, content: Mapping[str, Any]) -> None:
-    """Write conversion.json, and its findings as conversion.csv, one line each."""
-    write_json(folder / REPORT_JSON, content)
-    write_text(folder / REPORT_CSV, _as_csv(content["findings"]))
-
-
-def _as_csv(findings: Iterable[Mapping[str, str]]) -> str:
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, _COLUMNS, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(findings)
-    return stream.getvalue()
+def write_report(folder: Path, content: Mapping[str, Any], findings: Sequence[Finding]) -> None:
+    """Write conversion.json, and the findings as conversion.csv, one line each."""
+    write_json(folder / REPORT_JSON, {**content, "findings": [asdict(finding) for finding in findings]})
+    write_text(folder / REPORT_CSV, findings_csv(findings))

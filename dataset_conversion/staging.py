@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from diffseg_nnunet import __version__
 from diffseg_nnunet.errors import BadInputError
-from diffseg_nnunet.verification import Finding
+from diffseg_nnunet.verification import CaseRecord, Finding
 
 from .description import ConversionPlan
 from .writer import Handling, Written
@@ -52,7 +52,9 @@ class Staging:
         """Note that a case is finished; safe in threads."""
         sizes = {path: (self.data / path).stat().st_size for path in written.files}
         with self._writing:
-            self._append({**asdict(written), "sizes": sizes})
+            # a dictionary with numbers as keys would come back from JSON with texts: records know how they are stored
+            record = written.record.to_json() if written.record is not None else None
+            self._append({**asdict(written), "record": record, "sizes": sizes})
             self.finished[written.case] = written
 
     def _append(self, entry: dict) -> None:
@@ -76,7 +78,8 @@ class Staging:
             # after a power cut, a file may have lost its bytes
             if all(_size(self.data / path) == size for path, size in entry["sizes"].items()):
                 findings = tuple(Finding(**finding) for finding in entry["findings"])
-                finished[entry["case"]] = Written(entry["case"], findings, entry["files"])
+                record = CaseRecord.from_json(entry["record"]) if entry["record"] is not None else None
+                finished[entry["case"]] = Written(entry["case"], findings, entry["files"], record)
         # what follows must not be glued to half a line
         text = self._journal.read_text(encoding="utf-8")
         if not text.endswith("\n"):

@@ -6,16 +6,16 @@ import errno
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import SimpleITK as sitk
 
 from diffseg_nnunet.atomic import DISK_FULL, flush_to_disk
-from diffseg_nnunet.verification import Finding, UnreadableVolumeError, Volume, examine, walk_nifti
+from diffseg_nnunet.verification import CaseRecord, Finding, UnreadableVolumeError, Volume, examine, walk_nifti
 
-from .repair import MENDED, float_label, mended_geometry, refused, renumbered
+from .repair import MENDED, mended_geometry, refused, renumbered, renumbered_record
 from .sources import VolumeFile
 
 if TYPE_CHECKING:
@@ -50,11 +50,13 @@ class Written:
         case: its identifier.
         findings: about it; with an error among them, no file was written.
         files: path within the data set -> 'linked', 'copied' or 'encoded'.
+        record: what the case is, with labels as they are written; None where it was not read.
     """
 
     case: str
     findings: tuple[Finding, ...]
     files: dict[str, str]
+    record: CaseRecord | None = None
 
     @property
     def is_bad(self) -> bool:
@@ -78,20 +80,23 @@ class CaseWriter:
         if findings:
             return Written(case.identifier, tuple(findings), {})
         images, label = volumes[: len(case.images)], volumes[len(case.images)] if case.label else None
-        findings = examine(
+        examination = examine(
             case.identifier,
             images,
             label,
             channel_count=len(self.plan.channel_names),
             label_values=set(values),
             label_required=case.role == "training",
+            role=case.role,
+            repairs=True,
         )
-        if any(finding.severity == "error" for finding in findings):
-            return Written(case.identifier, tuple(findings), {})
-        return self._checked(case, images, label, findings, values)
+        if any(finding.severity == "error" for finding in examination.findings):
+            return Written(case.identifier, examination.findings, {})
+        written = self._checked(case, images, label, examination.findings, values)
+        return replace(written, record=renumbered_record(examination.record, values))
 
     def _checked(
-        self, case: SourceCase, images: list[Volume], label: Volume | None, findings: list[Finding], values: dict
+        self, case: SourceCase, images: list[Volume], label: Volume | None, findings: Sequence[Finding], values: dict
     ) -> Written:
         """Mend what needs it, and publish all files of a case that has no error."""
         mended, more = mended_geometry(case.identifier, images, "channel")
@@ -101,9 +106,9 @@ class CaseWriter:
         if label is not None:
             (_, aligned), off_grid = mended_geometry(case.identifier, [images[0], label], "label")
             new = renumbered(Volume(label.path, aligned), values)
-            more += [*off_grid, *float_label(case.identifier, label)]
+            more += off_grid
             ready[label_path(case)] = case.label, None if new is label.image and is_linkable(case.label) else new
-        # the checks may have reported the same, in better words
+        # the checks have reported what is more than rounding
         told = {finding.code for finding in findings}
         findings = [*findings, *(finding for finding in more if finding.code not in told)]
         if not self.handling.repair:

@@ -18,6 +18,7 @@ from diffseg_nnunet.dataset_conversion.preview import preview
 from diffseg_nnunet.dataset_conversion.report import described_plan, write_report
 from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.planning.hardware import worker_count
+from diffseg_nnunet.verification import grouped
 from diffseg_nnunet.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -153,10 +154,10 @@ def _execute(
         )
     except ConversionRefusedError as error:
         if request.report is not None:
-            write_report(request.report, {**record, **described_plan(plan), **error.as_json()})
+            write_report(request.report, {**record, **described_plan(plan), "refused": True}, error.findings)
         raise
     if request.report is not None:
-        write_report(request.report, report.as_json(record))
+        write_report(request.report, report.as_json(record), report.findings)
     return report
 
 
@@ -238,13 +239,10 @@ def _findings_table(findings: Iterable[Finding]) -> Any:
     from rich.table import Table
     from rich.text import Text
 
-    kinds: dict[tuple[str, str], list[Finding]] = {}
-    for finding in findings:
-        kinds.setdefault((finding.severity, finding.code), []).append(finding)
     table = Table("severity", "finding", "cases", "for example")
-    for (severity, code), group in sorted(kinds.items()):
-        cases = len({finding.case for finding in group})
-        table.add_row(severity, code, str(cases), Text(str(group[0]), overflow="fold"))
+    for group in grouped(findings):
+        first, cases = group[0], len({finding.case for finding in group} - {""})
+        table.add_row(first.severity, first.code, str(cases or "all"), Text(str(first), overflow="fold"))
     return table
 
 

@@ -21,7 +21,7 @@ from diffseg_nnunet.dataset_conversion.repair import renumbered
 from diffseg_nnunet.dataset_conversion.sources import VolumeFile
 from diffseg_nnunet.errors import BadInputError, StageFailedError
 from diffseg_nnunet.raw_dataset import RawDataset
-from diffseg_nnunet.verification import UnreadableVolumeError, Volume, verify_dataset
+from diffseg_nnunet.verification import UnreadableVolumeError, Volume, of_severity, verify_dataset
 from diffseg_nnunet.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -294,6 +294,20 @@ def test_bad_cases_are_left_out_on_request(source: Path, workspace: Workspace) -
     assert "2/1" in report.notes[-1]
     content = json.loads((report.folder / "conversion.json").read_text())
     assert content["skipped"] == ["liver_p03", "liver_p77"]
+
+
+def test_a_copy_among_the_test_images_is_refused_or_left_out(source: Path, workspace: Workspace) -> None:
+    plan = plan_of(source)
+    copy = replace(plan.cases[0], identifier="liver_x", role="test")
+    plan = replace(plan, cases=(*plan.cases, copy))
+    with pytest.raises(ConversionRefusedError, match="2 cases have the same voxels"):
+        run(plan, workspace)
+    assert list(workspace.raw.iterdir()) == []
+    report = run(plan, workspace, skip_bad=True)
+    assert len(report.skipped) == 1
+    assert sum(report.cases.values()) == 4
+    assert not list(report.folder.glob(f"*/{report.skipped[0]}*"))
+    assert of_severity(verify_dataset(RawDataset.open(report.folder), workers=1), "error") == []
 
 
 def test_where_every_case_is_bad_nothing_is_written(source: Path, workspace: Workspace) -> None:

@@ -18,7 +18,7 @@ from diffseg_nnunet.dataset_conversion.sources import VolumeFile
 from diffseg_nnunet.dataset_conversion.staging import exclusive
 from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.raw_dataset import RawDataset
-from diffseg_nnunet.verification import verify_dataset
+from diffseg_nnunet.verification import of_severity, verify_dataset
 from diffseg_nnunet.workspace import Workspace
 
 CASES = 6
@@ -120,7 +120,7 @@ def test_killed_and_gone_on_with(tmp_path: Path, source: Path, workspace: Worksp
         "conversion.json",
         "dataset.json",
     ]
-    assert verify_dataset(RawDataset.open(folder), workers=1) == []
+    assert of_severity(verify_dataset(RawDataset.open(folder), workers=1), "error") == []
 
 
 def test_another_source_discards_what_was_staged(source: Path, workspace: Workspace) -> None:
@@ -153,7 +153,7 @@ def test_half_a_line_and_a_lost_file_are_done_again(source: Path, workspace: Wor
     done = len(finished_cases_of_whole_lines(workspace)) - 1
     report = convert(plan_of(source), dataset_id=1, workspace=workspace, workers=1)
     assert f"{done} of {CASES} case(s) were finished" in report.notes[0]
-    assert verify_dataset(RawDataset.open(report.folder), workers=1) == []
+    assert of_severity(verify_dataset(RawDataset.open(report.folder), workers=1), "error") == []
     assert (source / f"{first}.nii.gz").read_bytes() == original
 
 

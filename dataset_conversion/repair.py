@@ -1,9 +1,9 @@
 """What is mended while a case is written: geometry that differs by less than is tolerated, and labels kept as floats.
 
 The checks (`verification.examine`) decide what is an error. Where they find none, a grid that is not quite the first
-image's differs by less than they tolerate (1e-3 mm in the origin, 1e-3 in direction cosines, 1e-5 of the spacing), or by
-what they call a jitter (no voxel is off by more than `JITTER_VOXELS`): the voxels correspond, and the written copy gets
-the first image's header.
+image's differs by less than they tolerate (1e-3 mm in the origin, 1e-3 in direction cosines, 1e-5 of the spacing), or
+by what they call a jitter (no voxel is off by more than `JITTER_VOXELS`): the voxels correspond, and the written copy
+gets the first image's header.
 """
 
 from __future__ import annotations

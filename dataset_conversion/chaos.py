@@ -6,7 +6,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -131,9 +131,7 @@ class CHAOSConverter(Converter):
     citation = "Kavur et al., CHAOS Challenge, Medical Image Analysis 69:101950 (2021), doi 10.1016/j.media.2020.101950"
     options = (Option("part", "CT, T1DUAL (two channels: in phase, out of phase) or T2SPIR.", required=True),)
 
-    def plan(
-        self, source: Path | None, *, name: str | None = None, part: str | None = None, **_: Any
-    ) -> ConversionPlan:
+    def plan(self, source: Path | None, *, name: str | None = None, part: str | None = None) -> ConversionPlan:
         """List the cases of one part.
 
         Raises:

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.verification import listed
@@ -61,7 +60,6 @@ class DicomConverter(Converter):
         rois: str | None = None,
         annotation: str | None = None,
         partial: bool = False,
-        **_: Any,
     ) -> ConversionPlan:
         """Read all headers and list the series.
 
@@ -92,7 +90,7 @@ class DicomConverter(Converter):
         if partial and any(case.unannotated for case in labelled):
             values[IGNORE] = len(values)
         return ConversionPlan(
-            name=name or safe(source.resolve().name),
+            name=name or safe(source.resolve().name) or "DICOM",
             channel_names={0: modality},
             labels=values,
             cases=tuple(labelled),

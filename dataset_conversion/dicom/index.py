@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from diffseg_nnunet.verification import UnreadableVolumeError, in_threads
 
 from .planes import CLASSIC_IMAGES, ENHANCED_IMAGES, Plane, planes, words
-from .series import read_dataset
+from .series import DAMAGED, read_dataset
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -122,7 +122,7 @@ def _instance(path: Path) -> Instance | str:
     try:
         header = read_dataset(path, pixels=False)
         return "DICOMDIR" if header.SOPClassUID == _DICOMDIR else _described(header, path)
-    except (UnreadableVolumeError, ValueError, TypeError, AttributeError):
+    except (UnreadableVolumeError, *DAMAGED):
         # a header is believed only where all of it can be read
         return "files whose header is damaged"
 

@@ -12,7 +12,7 @@ from .annotations import Annotation, Drawn, DrawnLabel
 from .index import RTSTRUCT, Series
 from .planes import Plane
 from .selection import image_modality
-from .series import DicomSeries
+from .series import DAMAGED, DicomSeries
 from .stack import split
 from .structures import label_of
 
@@ -63,7 +63,7 @@ def described(series: Iterable[Series]) -> tuple[list[tuple[bool, Annotation]], 
             describe = rtstruct.describe if is_rtstruct else segmentation.describe
             try:
                 found.append((is_rtstruct, describe(instance.path)))
-            except (UnreadableVolumeError, ValueError, TypeError, AttributeError) as error:
+            except (UnreadableVolumeError, *DAMAGED) as error:
                 notes.append(f"{instance.path} was left out: it is no valid label object ({error}).")
     return found, notes
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
 _INT16 = np.iinfo(np.int16)
+# what pydicom raises where an attribute holds what it must not; values are parsed when they are asked for
+DAMAGED = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, NotImplementedError, struct.error)
 
 
 @dataclass(frozen=True)
@@ -46,11 +49,14 @@ class DicomSeries:
         import SimpleITK as sitk
 
         found = self.stack()
-        volume = np.empty((len(found.planes), *found.planes[0].size), np.int16)
+        volume = None
         places = {plane: place for place, plane in enumerate(found.planes)}
         for dataset, of_file in _opened(found.planes):
             for plane in of_file:
                 values = real_values(dataset, plane)
+                if volume is None:
+                    # not before there are pixels of the size that the header promises
+                    volume = np.empty((len(found.planes), *values.shape), np.int16)
                 if volume.dtype == np.int16 and not _fits(values):
                     volume = volume.astype(np.float32)
                 volume[places[plane]] = values
@@ -66,7 +72,7 @@ class DicomSeries:
         Raises:
             UnreadableVolumeError: a file is missing or damaged, or the files are no volume.
         """
-        found = [plane for path in self.paths for plane in planes(read_dataset(path, pixels=False), path)]
+        found = [plane for path in self.paths for plane in read_planes(path)]
         if self.frames is not None:
             found = [plane for plane in found if plane.frame in self.frames]
         try:
@@ -95,6 +101,19 @@ def read_dataset(path: Path, *, pixels: bool = True) -> Dataset:
     if getattr(dataset, "file_meta", None) is None or "TransferSyntaxUID" not in dataset.file_meta:
         _assume_syntax(dataset)
     return dataset
+
+
+def read_planes(path: Path) -> tuple[Plane, ...]:
+    """The planes of an image file; reads its header only.
+
+    Raises:
+        UnreadableVolumeError: as :func:`read_dataset`, or its attributes are damaged.
+    """
+    dataset = read_dataset(path, pixels=False)
+    try:
+        return planes(dataset, path)
+    except DAMAGED as error:
+        raise UnreadableVolumeError(path, f"its header is damaged ({error})") from error
 
 
 def _assume_syntax(dataset: Dataset) -> None:

@@ -151,7 +151,7 @@ def test_unknown_greys_stop_it(source: Path, workspace: Workspace) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (Image.fromarray(np.zeros((9, 9), np.uint8)), "it has (9, 9) pixels, its image (14, 12)"),
+        (Image.fromarray(np.zeros((9, 9), np.uint8)), "it has (9, 9) pixels, its image (14, 11)"),
         (Image.new("RGB", SIZE[:0:-1]), "no 8-bit grey image (mode RGB)"),
         (b"\x89PNG\r\n\x1a\nnothing", "no PNG that can be read"),
     ],

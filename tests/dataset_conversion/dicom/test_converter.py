@@ -162,9 +162,7 @@ def test_two_series_in_one_folder_are_two_cases(tree: Path) -> None:
     for number in (1, 2):
         write_series(tree, stored_values(number), SeriesNumber=number, name=f"{number}-{{}}")
     made = plan(tree)
-    assert [case.identifier for case in made.cases] == ["P_01_20200102_1", "P_01_20200102_2"] or sorted(
-        case.identifier for case in made.cases
-    ) == ["P_01_20200102_1", "P_01_20200102_2"]
+    assert sorted(case.identifier for case in made.cases) == ["P_01_20200102_1", "P_01_20200102_2"]
     assert all(len(case.files) == 6 for case in made.cases)
 
 
@@ -189,7 +187,7 @@ def test_trees_without_images(tree: Path) -> None:
         (lambda group: {"AcquisitionNumber": group + 1}, "acq"),
         (lambda group: {"EchoNumbers": group + 1}, "echo"),
         (lambda group: {"TemporalPositionIdentifier": group + 1}, "time"),
-        (lambda group: {"ImageType": ["ORIGINAL", "PRIMARY", "MPR"[group]]}, "type"),
+        (lambda group: {"ImageType": ["ORIGINAL", "PRIMARY", "IO"[group]]}, "type"),
     ],
 )
 def test_several_stacks_in_one_series(tree: Path, workspace: Workspace, tags: object, suffix: str) -> None:
@@ -204,8 +202,8 @@ def test_several_stacks_in_one_series(tree: Path, workspace: Workspace, tags: ob
     voxels = [
         sitk.GetArrayFromImage(sitk.ReadImage(str(path))) for path in sorted((report.folder / "imagesUn").iterdir())
     ]
-    for group, of_group in enumerate(voxels if suffix != "type" else voxels[:1]):
-        expected = stored[group if suffix != "type" else 0]
+    assert len(voxels) == 2
+    for of_group, expected in zip(voxels, stored, strict=True):
         np.testing.assert_array_equal(of_group, expected - 1024)
 
 
@@ -288,7 +286,7 @@ def test_two_readers_must_be_chosen_from(tree: Path, workspace: Workspace) -> No
     for reader in ("Smith", "Jones"):
         rois = rois_of(paths, two_organs(), "liver")
         write_rtstruct(tree / reader, paths, rois, StructureSetLabel=reader)
-    with pytest.raises(BadInputError, match="Choose one of them with --annotation|draws a structure that"):
+    with pytest.raises(BadInputError, match="it draws a structure that"):
         plan(tree).execute(dataset_id=1, workspace=workspace, workers=2)
     assert plan(tree, annotation="jones").cases[0].label.files == (tree / "Jones",)
 

@@ -7,8 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from pydicom import dcmread
 from pydicom.uid import ExplicitVRLittleEndian, RLELossless
+from skimage.draw import polygon
 
 from diffseg_nnunet.dataset_conversion.dicom import rtstruct, segmentation
 from diffseg_nnunet.dataset_conversion.dicom.annotations import DrawnLabel
@@ -123,6 +127,29 @@ def test_a_voxel_is_inside_where_its_centre_is() -> None:
     expected = np.zeros_like(mask)
     expected[0, 7:9, 5:10] = True
     np.testing.assert_array_equal(mask, expected)
+
+
+@settings(max_examples=30, deadline=None)
+@given(arrays(float, (12, 2), elements=st.floats(-5, 35).map(lambda value: value + 0.013)))
+def test_any_polygon_is_filled_as_scikit_image_does(points: np.ndarray) -> None:
+    """Polygons that cross themselves, leave the image, or have no area."""
+    filled = rasterised([np.column_stack([points, np.ones(len(points))])], grid())[1]
+    expected = np.zeros_like(filled)
+    expected[polygon(points[:, 1], points[:, 0], expected.shape)] = True
+    # centres within rounding of an edge may go either way
+    starts, ends = points, np.roll(points, -1, axis=0)
+    centres = np.stack(np.indices(filled.shape)[::-1], axis=-1).reshape(-1, 1, 2)
+    along = ends - starts
+    part = np.clip(((centres - starts) * along).sum(-1) / np.maximum((along**2).sum(-1), 1e-12), 0, 1)
+    distance = np.linalg.norm(centres - starts - part[..., None] * along, axis=-1).min(1).reshape(filled.shape)
+    np.testing.assert_array_equal(filled[distance > 1e-5], expected[distance > 1e-5])
+
+
+def test_touching_contours_share_no_voxel() -> None:
+    left = np.array([[4, 6, 0], [9, 6, 0], [9, 12, 0], [4, 12, 0]], float)
+    masks = [rasterised([left + np.array([shift, 0, 0])], grid()) for shift in (0, 5)]
+    assert [mask.sum() for mask in masks] == [30, 30]
+    assert not (masks[0] & masks[1]).any()
 
 
 def test_what_lies_beside_the_image_is_cut_off() -> None:

@@ -15,7 +15,7 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, MRImageStorage, RTStructureSetStorage, generate_uid
 from skimage.measure import find_contours
 
-SIZE = (6, 14, 12)
+SIZE = (6, 14, 11)  # no whole number of bytes as bits
 SPACING = (0.8, 0.9, 2.5)
 ORIGIN = (-40.0, -55.5, 120.25)
 

@@ -383,7 +383,7 @@ def test_different_geometry(run: Run, workspace: Workspace, source: Path, name: 
     path = source / "labels/liver_2.nii.gz"
     label = sitk.ReadImage(str(path))
     values = list(getattr(label, f"Get{name}")())
-    changed = [-value for value in values] if name == "Direction" else [values[0] + 0.1, *values[1:]]
+    changed = [-value for value in values] if name == "Direction" else [values[0] + 2.0, *values[1:]]
     getattr(label, f"Set{name}")(changed)
     sitk.WriteImage(label, str(path))
     message = refusal(run, workspace)

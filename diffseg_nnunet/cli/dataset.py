@@ -57,7 +57,9 @@ def dataset(
         if as_json:
             output.write(json.dumps({"dataset": project.name, **seen.summary.to_json()}, indent=2) + "\n")
         else:
-            for table in tables(project.name, seen.summary):
+            counts = ", ".join(f"{count} {role}" for role, count in seen.summary.cases.items() if count)
+            project.reporter.info(f"{project.name}: {counts} case(s)")
+            for table in tables(seen.summary):
                 project.reporter.console.print(table, soft_wrap=False)
             for line in _remarks(seen.summary):
                 project.reporter.info(line)
@@ -72,13 +74,12 @@ def dataset(
             project.reporter.info(f"pictures: {', '.join(map(str, paths))}{rest}")
 
 
-def tables(name: str, summary: DatasetSummary) -> Iterator[Table]:
+def tables(summary: DatasetSummary) -> Iterator[Table]:
     """Cases and geometry, channels, and, where there are any, labels."""
     from rich.markup import escape
     from rich.table import Table
 
-    counts = ", ".join(f"{count} {role}" for role, count in summary.cases.items() if count)
-    geometry = Table("", "z", "y", "x", title=escape(f"{name}: {counts} case(s); median [range]"))
+    geometry = Table("", "z", "y", "x", title=escape("geometry; median [range] over cases"))
     geometry.add_row("size, voxels", *(_shown(summary.size[axis]) for axis in "zyx"))
     geometry.add_row("spacing, mm", *(_shown(summary.spacing_mm[axis]) for axis in "zyx"))
     yield geometry

@@ -46,7 +46,7 @@ def voxels(path: Path) -> np.ndarray:
 
 
 def write(path: Path, case: str, values: np.ndarray | None = None) -> Path:
-    rng = np.random.default_rng(len(str(path)))
+    rng = np.random.default_rng(list(path.name.encode()))
     path.parent.mkdir(parents=True, exist_ok=True)
     values = rng.integers(-1000, 1000, SIZE).astype(np.int16) if values is None else values
     nib.save(nib.Nifti1Image(values, affine(case)), path)

@@ -10,6 +10,7 @@ setup(
     packages=[
         *find_packages(include=["diffseg_nnunet", "diffseg_nnunet.*"]),
         *(f"diffseg_nnunet.{folder}" for folder in TOP_LEVEL_FOLDERS),
+        *(f"diffseg_nnunet.{folder}.{name}" for folder in TOP_LEVEL_FOLDERS for name in find_packages(folder)),
     ],
     package_dir={f"diffseg_nnunet.{folder}": folder for folder in TOP_LEVEL_FOLDERS},
 )

@@ -47,14 +47,16 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def diffseg(*arguments: object, environment: Mapping[str, str] | None = None) -> None:
-    """Run a diffseg command and let it speak; a failure ends the script.
+    """Run a diffseg command and let it speak; a failure ends the script, a conversion's warnings do not.
 
     Args:
         environment: of the command; None: this process's own.
     """
     command = ["diffseg", *(str(argument) for argument in arguments)]
     print("$", *command, flush=True)
-    subprocess.run(command, check=True, env=environment)
+    finished = subprocess.run(command, check=False, env=environment)
+    if finished.returncode not in ((0, 1) if arguments[0] == "convert" else (0,)):
+        raise subprocess.CalledProcessError(finished.returncode, command)
 
 
 def cached(path: Path, compute: Callable[[], Any]) -> Any:

@@ -42,7 +42,7 @@ class Recognition:
         format_name: the converter's.
         reason: what was found, one clause.
         certainty: 0 to 1; file names that only this format has give 1.
-        options: those that --yes would give to `plan`.
+        options: arguments that `plan` needs beside the source, as `diffseg convert auto` gives them.
     """
 
     format_name: str
@@ -98,12 +98,14 @@ class TreeConverter(Converter):
         channel_names: of its images.
         labels: name -> value as in the label files; without the background.
         layouts: the forms it is handed around in.
+        certainty: of `recognise`; 1 where only this data set has files of such names.
     """
 
     dataset_name: ClassVar[str]
     channel_names: ClassVar[tuple[str, ...]] = ("CT",)
     labels: ClassVar[dict[str, int]]
     layouts: ClassVar[tuple[Layout, ...]]
+    certainty: ClassVar[float] = 0.9
 
     def plan(self, source: Path | None, *, name: str | None = None, **options: Any) -> ConversionPlan:
         found = self.find(source)
@@ -119,6 +121,7 @@ class TreeConverter(Converter):
             extra=described(self),
             notes=tuple(self._notes(source, found)),
         )
+        plan = self.adapted(plan, found, **options)
         return replace(plan, splits=self.splits(plan))
 
     def find(self, source: Path | None) -> Found:
@@ -142,7 +145,7 @@ class TreeConverter(Converter):
         if missing:
             raise BadInputError(
                 f"{len(missing)} case(s) lack one of their {len(part.images)} channels: {listed(missing)}.",
-                "Download them again, or leave them out with --skip-bad.",
+                "Download them again, or remove what is left of these cases.",
             )
         if part.role == "training":
             self._refuse_unpaired(found)
@@ -156,6 +159,10 @@ class TreeConverter(Converter):
             for case, channels in found.images.items()
         ]
 
+    def adapted(self, plan: ConversionPlan, found: Found, **options: Any) -> ConversionPlan:
+        """The plan as the command's options, or what else lies beside the images, want it; a hook."""
+        return plan
+
     def splits(self, plan: ConversionPlan) -> tuple[SplitScheme, ...]:
         """The published divisions that these cases allow; the first is the default."""
         return ()
@@ -166,7 +173,9 @@ class TreeConverter(Converter):
             return None
         files = sum(len(part.images) for part in found.parts)
         where = "" if found.root == source else f" in {found.root}"
-        return Recognition(self.format_name, f"{files} image(s) are named as in {found.layout.name}{where}", 0.9, {})
+        return Recognition(
+            self.format_name, f"{files} image(s) are named as in {found.layout.name}{where}", self.certainty, {}
+        )
 
     def _refuse_unpaired(self, found: FoundPart) -> None:
         lonely_images = [str(found.images[case][0]) for case in found.images if case not in found.labels]
@@ -181,9 +190,10 @@ class TreeConverter(Converter):
     def _notes(self, source: Path, found: Found) -> list[str]:
         notes = [f"Recognised {found.layout.name} in {found.root}."]
         notes += [
-            f"{len(part.images)} {part.part.role} image(s) found, a whole download has {part.part.expected}."
+            f"{len(part.images)} {part.part.role} image(s) found as {part.part.images[0]}, "
+            f"a whole download has {part.part.expected}."
             for part in found.parts
-            if part.images and part.part.expected not in (None, len(part.images))
+            if part.part.expected not in (None, len(part.images))
         ]
         return notes
 

@@ -7,41 +7,24 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from diffseg_nnunet.atomic import new_folder, write_json
-from diffseg_nnunet.errors import BadInputError, DiffSegError
-from diffseg_nnunet.raw_dataset import DATASET_JSON, why_unusable
-from diffseg_nnunet.verification import Finding, Progress, in_threads, listed
+from diffseg_nnunet.atomic import DISK_FULL, write_json, write_text
+from diffseg_nnunet.errors import BadInputError, DiffSegError, StageFailedError
+from diffseg_nnunet.raw_dataset import DATASET_JSON, SPLITS_FILE, why_unusable
+from diffseg_nnunet.verification import Finding, Progress, check_records, in_threads, listed, of_severity
 from diffseg_nnunet.workspace import Workspace, dataset_folder_name
 
-from .description import ConversionPlan, SourceCase
-from .sources import VolumeFile
-from .writer import DISK_FULL, FILE_ENDING, IMAGE_FOLDERS, CaseWriter, link
+from .description import BACKGROUND, IGNORE, ConversionPlan, SourceCase
+from .report import ConversionRefusedError, ConversionReport, write_report
+from .selection import keep
+from .staging import exclusive, signature_of, staging
+from .writer import FILE_ENDING, IMAGE_FOLDERS, CaseWriter, Handling, Written, is_identity, is_linkable, link
 
-SHOWN_FINDINGS = 10
-
-
-@dataclass(frozen=True)
-class ConversionReport:
-    """What has been written.
-
-    Attributes:
-        folder: the new data set.
-        cases: how many cases each role has.
-        files: how many files were 'linked', 'copied' or 'encoded' (re-encoded, or split from 4D).
-        warnings: findings that did not stop the conversion.
-        notes: the plan's.
-    """
-
-    folder: Path
-    cases: dict[str, int]
-    files: dict[str, int]
-    warnings: tuple[Finding, ...]
-    notes: tuple[str, ...]
+__all__ = ["ConversionRefusedError", "ConversionReport", "convert"]
 
 
 def convert(
@@ -50,46 +33,72 @@ def convert(
     dataset_id: int,
     workspace: Workspace,
     copy: bool = False,
+    verify: bool = True,
+    repair: bool = True,
+    skip_bad: bool = False,
     workers: int,
     progress: Progress | None = None,
+    record: Mapping[str, Any] | None = None,
 ) -> ConversionReport:
-    """Write the data set into a temporary folder, check every case, and publish it by one rename.
+    """Write the data set into a hidden folder beside its place, check every case, and publish it by one rename.
 
-    Volumes that need no change are hard-linked where the file system allows it, else copied.
+    Volumes that need no change are hard-linked where the file system allows it, else copied. A conversion that was
+    killed or interrupted goes on where it was when it is called again with the same plan, settings and sources.
 
     Args:
         plan: what to write.
         dataset_id: 1..999, free.
         workspace: its `raw` receives the data set.
         copy: never link, so that the data set is independent of its source.
+        verify: check every case; else files that need no change are linked unread.
+        repair: mend what can be mended (`repair`), else refuse it.
+        skip_bad: leave out and report cases with errors, instead of refusing them all.
         workers: threads.
         progress: called with (cases done, cases in all) after each case.
+        record: further entries of conversion.json: format, source, options.
 
     Raises:
-        BadInputError: the name or id cannot be used, the source is wrong (the message lists what was found), or the
-            disk is full; nothing is left behind.
+        BadInputError: the name or id cannot be used, another process is converting into it, the source is wrong (then
+            a `ConversionRefusedError`, which has the findings), or the disk is full; nothing is left behind.
+        StageFailedError: the plan contradicts itself, which is the converter's fault.
     """
     target = workspace.raw / dataset_folder_name(dataset_id, plan.name)
-    _refuse_taken_id(dataset_id, target.name, workspace)
-    _refuse_bad_plan(plan)
+    refuse_bad_plan(plan)
+    handling = Handling(copy, verify, repair)
     needed = 0
     try:
-        with new_folder(target) as folder:
-            needed = _needed_bytes(plan, linkable=not copy and _can_link(plan, folder))
-            if needed > shutil.disk_usage(folder).free:
+        with exclusive(target) as place, staging(place, signature_of(plan, handling)) as staged:
+            refuse_taken_id(dataset_id, target.name, workspace)
+            writer = CaseWriter(plan, staged.data, handling)
+            cases = [case for case in plan.cases if case.identifier not in staged.finished]
+            needed = needed_bytes(plan, cases, linkable=not copy and _can_link(cases, place))
+            if needed > shutil.disk_usage(place).free:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            writer = CaseWriter(plan, folder, copy)
-            findings = [found for each in in_threads(writer.write, plan.cases, workers, progress) for found in each]
-            _refuse_errors(findings)
-            write_json(folder / DATASET_JSON, _dataset_json(plan))
+            resumed = len(plan.cases) - len(cases)
+
+            def told(done: int, _: int) -> None:
+                if progress is not None:
+                    progress(resumed + done, len(plan.cases))
+
+            in_threads(lambda case: staged.record(writer.write(case)), cases, workers, told)
+            results = [staged.finished[case.identifier] for case in plan.cases]
+            kept, findings = _judged(plan, results, skip_bad)
+            report = _report(target, kept, findings, results, resumed)
+            write_json(staged.data / DATASET_JSON, dataset_json(kept))
+            if kept.splits:
+                write_json(staged.data / SPLITS_FILE, kept.splits[0].folds)
+            _remove_left_out(staged.data, results, report)
+            write_report(
+                staged.data, report.as_json({**(record or {}), **_settings(handling, skip_bad)}), report.findings
+            )
+            staged.publish(target)
     except OSError as error:
         raise _explained(error, needed, target) from error
-    roles = Counter(case.role for case in plan.cases)
-    cases = {role: roles[role] for role in IMAGE_FOLDERS}
-    return ConversionReport(target, cases, dict(Counter(writer.done)), tuple(findings), plan.notes)
+    return replace(report, notes=(*report.notes, *_install_splits(target, workspace)))
 
 
-def _dataset_json(plan: ConversionPlan) -> dict[str, Any]:
+def dataset_json(plan: ConversionPlan) -> dict[str, Any]:
+    """The content of dataset.json."""
     return {
         **plan.extra,
         "name": plan.name,
@@ -100,52 +109,24 @@ def _dataset_json(plan: ConversionPlan) -> dict[str, Any]:
     }
 
 
-def _can_link(plan: ConversionPlan, folder: Path) -> bool:
-    """Whether hard links work depends on devices, owners and mount options: trying it is the only sure way."""
-    source = next((path for case in plan.cases for path in case.files if path.is_file()), None)
-    trial = folder / "trial-link"
-    linked = source is not None and link(source, trial)
-    trial.unlink(missing_ok=True)
-    return linked
-
-
-def _needed_bytes(plan: ConversionPlan, linkable: bool) -> int:
-    """Bytes to be written, estimated by the sizes of the sources: re-encoding changes them."""
+def needed_bytes(plan: ConversionPlan, cases: Iterable[SourceCase], linkable: bool) -> int:
+    """Bytes to be written for these cases, estimated by the sizes of the sources: re-encoding changes them."""
     total = 0
-    for case in plan.cases:
-        for source in (*case.images, *([] if case.label is None else [case.label])):
-            kept = isinstance(source, VolumeFile) and source.path.name.endswith(FILE_ENDING)
-            shares = getattr(source, "count", 1)
-            if not (linkable and kept):
+    for case in cases:
+        for source in case.sources:
+            renumbered = source is case.label and not is_identity(plan.values(case))
+            if not (linkable and is_linkable(source) and not renumbered):
+                shares = getattr(source, "count", 1)
                 total += sum(path.stat().st_size for path in source.files if path.is_file()) // shares
     return total
 
 
-def _explained(error: OSError, needed: int, target: Path) -> DiffSegError:
-    if error.errno in DISK_FULL:
-        free = shutil.disk_usage(target.parent).free
-        return BadInputError(
-            f"The disk of {target.parent} is full: {target.name} needs about {_mib(needed)}, {_mib(free)} are free. "
-            "Nothing was written.",
-            "Free some space, or choose another disk with --workspace.",
-        )
-    if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
-        return BadInputError(f"{target} exists already.", "Choose another id with --id, or remove it.")
-    return BadInputError(
-        f"{target.name} could not be written: {error.strerror or error} ({error.filename or target.parent}).",
-        "Check the disk, the permissions and --workspace.",
-    )
-
-
-def _mib(size: int) -> str:
-    return f"{size / 1024**2:,.1f} MiB"
-
-
-def _refuse_taken_id(dataset_id: int, folder_name: str, workspace: Workspace) -> None:
+def refuse_taken_id(dataset_id: int, folder_name: str, workspace: Workspace) -> None:
+    """Raises BadInputError where the id or the name is taken."""
     taken: dict[int, list[Path]] = {}
     for root in (workspace.raw, workspace.preprocessed, workspace.results):
         for entry in sorted(root.iterdir()) if root.is_dir() else ():
-            # what other stages left of the same data set is no conflict; of another one with this id it is
+            # what an earlier data set left under exactly this name is no conflict: plans and results are made anew
             conflict = root == workspace.raw or entry.name != folder_name
             if conflict and (match := re.fullmatch(r"Dataset(\d{3})_.+", entry.name)):
                 taken.setdefault(int(match[1]), []).append(entry)
@@ -159,7 +140,8 @@ def _refuse_taken_id(dataset_id: int, folder_name: str, workspace: Workspace) ->
         )
 
 
-def _refuse_bad_plan(plan: ConversionPlan) -> None:
+def refuse_bad_plan(plan: ConversionPlan) -> None:
+    """Raises BadInputError where the cases' names cannot be used, StageFailedError where the converter is wrong."""
     first: dict[str, SourceCase] = {}
     for case in plan.cases:
         files = case.files[0]
@@ -172,15 +154,115 @@ def _refuse_bad_plan(plan: ConversionPlan) -> None:
             raise BadInputError(message, "Rename or remove one.")
     if not plan.cases:
         raise BadInputError(f"The source of '{plan.name}' has no case.", "Point to the folder that holds the images.")
-
-
-def _refuse_errors(findings: Iterable[Finding]) -> None:
-    errors = [finding for finding in findings if finding.severity == "error"]
-    if not errors:
+    ordered = sorted(plan.labels, key=plan.labels.__getitem__)
+    if [plan.labels[name] for name in ordered] != list(range(len(ordered))) or ordered[:1] != [BACKGROUND]:
+        wrong = f"its labels are {plan.labels}, not 'background' 0, then 1, 2, ..."
+    elif IGNORE in ordered[:-1]:
+        wrong = "its label 'ignore' is not the highest"
+    elif IGNORE not in ordered and any(case.unannotated for case in plan.cases):
+        wrong = "it has cases that are not fully annotated, but no label 'ignore'"
+    else:
         return
-    cases = len({finding.case for finding in errors})
-    lines = [f"{len(errors)} problem(s) in {cases} case(s), no data set was written:"]
-    lines += [f"- {finding.case}: {finding}" for finding in errors[:SHOWN_FINDINGS]]
-    if len(errors) > SHOWN_FINDINGS:
-        lines.append(f"- and {len(errors) - SHOWN_FINDINGS} more")
-    raise BadInputError("\n".join(lines) + "\n", "Mend or remove these cases, then convert again.")
+    raise StageFailedError(f"The converter of '{plan.name}' is wrong: {wrong}.", "Tell its authors.")
+
+
+def _can_link(cases: list[SourceCase], folder: Path) -> bool:
+    """Whether hard links work depends on devices, owners and mount options: trying it is the only sure way."""
+    source = next((path for case in cases for path in case.files if path.is_file()), None)
+    trial = folder / "trial-link"
+    trial.unlink(missing_ok=True)
+    linked = source is not None and link(source, trial)
+    trial.unlink(missing_ok=True)
+    return linked
+
+
+def _judged(plan: ConversionPlan, results: list[Written], skip_bad: bool) -> tuple[ConversionPlan, list[Finding]]:
+    """The plan without the cases that have errors, and all findings: those of each case, then those across cases.
+
+    Raises:
+        ConversionRefusedError: there are errors, and they are not to be skipped; or no case would be left.
+    """
+    findings = [finding for written in results for finding in written.findings]
+    bad = {written.case for written in results if written.is_bad}
+    across = _across(plan, results, bad)
+    while skip_bad and (worst := of_severity(across, "error")):
+        # without these, others may still be copies of each other
+        findings += worst
+        bad |= {finding.case for finding in worst}
+        across = _across(plan, results, bad)
+    findings += across
+    bad |= {finding.case for finding in of_severity(across, "error")}
+    if not bad:
+        return plan, findings
+    if not skip_bad or len(bad) == len(results):
+        raise ConversionRefusedError(findings)
+    return keep(plan, {case.identifier for case in plan.cases} - bad), findings
+
+
+def _across(plan: ConversionPlan, results: list[Written], bad: set[str]) -> list[Finding]:
+    """What the cases that are not bad say against each other, as far as they were read."""
+    records = [written.record for written in results if written.record is not None and written.case not in bad]
+    channel_names = [plan.channel_names[channel] for channel in sorted(plan.channel_names)]
+    return check_records(records, channel_names, plan.labels) if records else []
+
+
+def _report(
+    target: Path, plan: ConversionPlan, findings: list[Finding], results: list[Written], resumed: int
+) -> ConversionReport:
+    kept = {case.identifier for case in plan.cases}
+    counts = Counter(case.role for case in plan.cases)
+    note = f"Went on with an interrupted conversion: {resumed} of {len(results)} case(s) were finished."
+    return ConversionReport(
+        folder=target,
+        plan=plan,
+        cases={role: counts[role] for role in IMAGE_FOLDERS},
+        files=dict(Counter(how for written in results if written.case in kept for how in written.files.values())),
+        findings=tuple(findings),
+        notes=(*plan.notes, *[note] * bool(resumed)),
+    )
+
+
+def _remove_left_out(folder: Path, results: list[Written], report: ConversionReport) -> None:
+    """A case may be written before it turns out that it cannot stay beside another."""
+    for written in results:
+        if written.case in report.skipped:
+            for path in written.files:
+                (folder / path).unlink()
+
+
+def _settings(handling: Handling, skip_bad: bool) -> dict[str, Any]:
+    return {"settings": {**vars(handling), "skip_bad": skip_bad}}
+
+
+def _install_splits(target: Path, workspace: Workspace) -> list[str]:
+    """Put the data set's splits where nnU-Net looks for them, unless some are there; a note where they differ."""
+    chosen, installed = target / SPLITS_FILE, workspace.preprocessed / target.name / SPLITS_FILE
+    if not chosen.is_file():
+        return []
+    content = chosen.read_text(encoding="utf-8")
+    if installed.is_file():
+        same = installed.read_text(encoding="utf-8") == content
+        return [] if same else [f"{installed} was there already and stays; the chosen splits are in {chosen}."]
+    write_text(installed, content)
+    return []
+
+
+def _explained(error: OSError, needed: int, target: Path) -> DiffSegError:
+    if error.errno in DISK_FULL:
+        free = shutil.disk_usage(target.parent).free
+        return BadInputError(
+            f"The disk of {target.parent} is full: {target.name} needs about {mib(needed)}, {mib(free)} are free. "
+            "Nothing was written.",
+            "Free some space, or choose another disk with --workspace.",
+        )
+    if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
+        return BadInputError(f"{target} exists already.", "Choose another id with --id, or remove it.")
+    return BadInputError(
+        f"{target.name} could not be written: {error.strerror or error} ({error.filename or target.parent}).",
+        "Check the disk, the permissions and --workspace.",
+    )
+
+
+def mib(size: int) -> str:
+    """``"1,234.5 MiB"``."""
+    return f"{size / 1024**2:,.1f} MiB"

@@ -37,10 +37,14 @@ class SourceCase:
     unannotated: tuple[str, ...] = ()
 
     @property
+    def sources(self) -> tuple[VolumeSource, ...]:
+        """The images, then the label where there is one."""
+        return (*self.images, *([] if self.label is None else [self.label]))
+
+    @property
     def files(self) -> tuple[Path, ...]:
         """All files of images and label, each once."""
-        sources = (*self.images, *([] if self.label is None else [self.label]))
-        return tuple(dict.fromkeys(path for source in sources for path in source.files))
+        return tuple(dict.fromkeys(path for source in self.sources for path in source.files))
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,7 @@ class ConversionPlan:
         cases: in any order.
         source_labels: name -> value in the source's label files; None: the values of `labels`. Names that `labels`
             lacks become background. Values that are not named here are refused.
+        renamed: name in the source -> name in `labels`, where they differ; several may become one.
         extra: further entries of dataset.json (description, licence, reference, ...).
         notes: what the user should know about the source, one sentence each.
         splits: the schemes that can be chosen by name; the first one is written unless another is asked for.
@@ -80,6 +85,7 @@ class ConversionPlan:
     labels: dict[str, int]
     cases: tuple[SourceCase, ...]
     source_labels: Mapping[str, int] | None = None
+    renamed: Mapping[str, str] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     splits: tuple[SplitScheme, ...] = ()
@@ -87,7 +93,7 @@ class ConversionPlan:
     def values(self, case: SourceCase) -> dict[int, int]:
         """Value in a case's label file -> value to write."""
         named = case.source_labels or self.source_labels or self.labels
-        values = {value: self.labels.get(name, 0) for name, value in named.items()}
+        values = {value: self.labels.get(self.renamed.get(name, name), 0) for name, value in named.items()}
         values.setdefault(0, 0)
         if case.unannotated:
             values[0] = self.labels[IGNORE]

@@ -1,76 +1,127 @@
-"""Plain folders: one of images, and, where there are labels, one of label files with the same names."""
+"""Plain folders of images and, where there are any, of labels, paired by equal names or by patterns."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from diffseg_nnunet.errors import BadInputError
-from diffseg_nnunet.raw_dataset import VOLUME_ENDINGS, read_json_object, split_channel, split_ending, visible_files
+from diffseg_nnunet.raw_dataset import VOLUME_ENDINGS, split_channel, split_ending, visible_files
 from diffseg_nnunet.verification import listed
 
-from .description import ConversionPlan, SourceCase
+from .converter import Converter, Option, Recognition
+from .description import BACKGROUND, ConversionPlan, SourceCase
+from .label_names import parse_label_names, read_label_names
+from .layouts import CASE, Layout, match
 from .sources import VolumeFile, channels
+
+__all__ = ["FolderConverter", "parse_label_names", "require_folder", "volumes_by_stem"]
 
 ARCHIVE_ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".7z", ".rar")
 EXPECTED = """\
 images/liver_01.nii.gz         or liver_01_0000.nii.gz, liver_01_0001.nii.gz, ... with several channels
 labels/liver_01.nii.gz         the same name; may be missing altogether
-labels.json                    {"background": 0, "liver": 1}"""
+labels.json                    {"background": 0, "liver": 1}, or labels.csv with rows such as 1,liver
+
+or, with --image-pattern "{case}/ct" --label-pattern "{case}/seg":
+images/liver_01/ct.nrrd
+images/liver_01/seg.nii.gz     or below --labels"""
 
 
-class FolderConverter:
-    """Images and labels that lie in two folders, under equal names (NIfTI, NRRD or MHA)."""
+class FolderConverter(Converter):
+    """Images and labels in any mixture of NIfTI, NRRD and MHA."""
 
     format_name = "folder"
-    summary = "A folder of images and, optionally, a folder of labels with the same names."
+    title = "a folder of images and, optionally, of labels, paired by their names or by patterns"
     expects = EXPECTED
+    takes_source = False
+    options = (
+        Option("images", "Folder of images, CASE.nii.gz.", Path, required=True),
+        Option("modality", "Channel name(s), e.g. CT, or T1,FLAIR.", required=True),
+        Option("labels", "Folder of labels; none: an unlabelled pool.", Path),
+        Option("label_names", "JSON or CSV of the labels' names and values.", Path),
+        Option("rest_unlabelled", "Images without a label join the unlabelled pool.", bool),
+        Option("image_pattern", "Paths of images below --images, e.g. {case}/ct; {case}/t1,{case}/flair."),
+        Option("label_pattern", "Paths of labels below --labels (else --images), e.g. {case}/seg."),
+    )
 
     def plan(
         self,
-        images: Path,
-        labels: Path | None,
-        label_names: Path | None,
-        modality: str,
-        name: str,
-        unlabelled_rest: bool = False,
+        source: Path | None = None,
+        labels: Path | None = None,
+        label_names: Path | None = None,
+        modality: str | None = None,
+        name: str | None = None,
+        rest_unlabelled: bool = False,
+        *,
+        images: Path | None = None,
+        image_pattern: str | None = None,
+        label_pattern: str | None = None,
     ) -> ConversionPlan:
         """Pair the files by their names.
 
         Args:
-            images: folder of ``<case>.nii.gz`` or ``<case>_XXXX.nii.gz`` (.nii, .nrrd and .mha as well).
+            source: folder of ``<case>.nii.gz`` or ``<case>_XXXX.nii.gz`` (.nii, .nrrd and .mha as well).
             labels: folder of ``<case>.nii.gz``; None makes all images an unlabelled pool.
-            label_names: JSON ``{"name": value}`` or ``{"value": "name"}``; needed with `labels`.
+            label_names: JSON ``{"name": value}`` or ``{"value": "name"}``, or a table; needed with labels.
             modality: channel names in channel order, separated by commas, e.g. 'CT' or 'T1,FLAIR'.
             name: name of the data set.
-            unlabelled_rest: with `labels`, use images without a label as unlabelled instead of refusing them.
+            rest_unlabelled: with labels, use images without a label as unlabelled instead of refusing them.
+            images: the same as `source`, which the command lacks.
+            image_pattern: path of an image below the folder, ``{case}`` standing for the case, with or without its
+                ending; several channels by several patterns, separated by commas.
+            label_pattern: the same of a label, below `labels`, or below the images where `labels` is None.
 
         Raises:
             BadInputError: a folder is missing or has no image, names do not pair, or label names are wrong.
         """
+        images = images or source
+        given = {"--images": images, "--modality": modality, "--name": name}
+        if missing := [option for option, value in given.items() if value is None]:
+            raise BadInputError(f"The format 'folder' needs {listed(missing)}.", f"Expected is\n{EXPECTED}")
         channel_names = _channel_names(modality)
-        label_files = _label_files(labels) if labels is not None else {}
-        image_files = _image_files(require_folder(images, EXPECTED), set(label_files), len(channel_names))
+        count = len(channel_names)
+        labels = labels or (images if label_pattern else None)
+        label_files = _label_files(labels, label_pattern) if labels is not None else {}
+        require_folder(images, EXPECTED)
+        if image_pattern:
+            image_files = _matched_images(images, image_pattern, count)
+        else:
+            image_files = numbered_images(images, set(label_files), count)
         if labels is None:
             if label_names is not None:
                 raise BadInputError(
                     "Label names were given, but no labels.", "Give the folder of labels with --labels."
                 )
-            values = {"background": 0}
+            values = {BACKGROUND: 0}
         else:
             values = _label_values(label_names)
-            _refuse_unpaired(image_files, label_files, unlabelled_rest)
+            _refuse_unpaired(image_files, label_files, rest_unlabelled)
         cases = tuple(
             SourceCase(
                 case,
-                channels(files, len(channel_names)),
+                channels(files, count),
                 VolumeFile(label_files[case]) if case in label_files else None,
                 "training" if case in label_files else "unlabelled",
             )
             for case, files in sorted(image_files.items())
         )
         return ConversionPlan(name, channel_names, values, cases)
+
+    def recognise(self, source: Path) -> Recognition | None:
+        """Weakly: a folder `images` of volumes (and `labels` beside it), or volumes right here."""
+        images = source / "images" if visible_files(source / "images", VOLUME_ENDINGS) else source
+        count = len(visible_files(images, VOLUME_ENDINGS))
+        if not count:
+            return None
+        options: dict[str, Any] = {"images": images}
+        if images != source and visible_files(source / "labels", VOLUME_ENDINGS):
+            options["labels"] = source / "labels"
+            named = [source / name for name in ("labels.json", "labels.csv") if (source / name).is_file()]
+            options |= {"label_names": named[0]} if named else {}
+        return Recognition(
+            self.format_name, f"{count} image(s) lie in {images}, which tells nothing else", 0.1, options
+        )
 
 
 def require_folder(folder: Path, expected: str) -> Path:
@@ -89,35 +140,6 @@ def require_folder(folder: Path, expected: str) -> Path:
     if not any(not entry.name.startswith(".") for entry in folder.iterdir()):
         raise BadInputError(f"The folder {folder} is empty.", tree)
     return folder
-
-
-def parse_label_names(content: Mapping[str, Any], where: Path | str) -> dict[str, int]:
-    """``{"liver": 1}`` or ``{"1": "liver"}`` -> ``{"liver": 1}``, sorted by value, the value 0 named 'background'.
-
-    Raises:
-        BadInputError: an entry is neither, a name occurs twice, or the values are not 0, 1, 2, ...
-    """
-    named: dict[str, int] = {}
-    for key, entry in content.items():
-        name, number = (entry, key) if isinstance(entry, str) and not entry.strip().isdigit() else (key, entry)
-        if isinstance(number, bool | float) or not str(number).isdigit():
-            raise BadInputError(
-                f"{where}: the label {key!r}: {entry!r} does not pair a name with a whole number.",
-                'Write {"background": 0, "liver": 1, ...}.',
-            )
-        # nnU-Net knows the value 0 by this name only
-        name = "background" if int(number) == 0 else name
-        if name in named:
-            raise BadInputError(f"{where}: two labels are called '{name}'.", "Give each value a name of its own.")
-        named[name] = int(number)
-    values = sorted(named.values())
-    if values != list(range(len(values))) or not values:
-        raise BadInputError(
-            f"{where}: the label values are {listed(values) or 'none'}; nnU-Net needs background 0, then 1, 2, ... "
-            "without a gap or a repetition.",
-            "Renumber them there and in the label files.",
-        )
-    return dict(sorted(named.items(), key=lambda item: item[1]))
 
 
 def volumes_by_stem(folder: Path) -> dict[str, Path]:
@@ -142,8 +164,38 @@ def _channel_names(modality: str) -> dict[int, str]:
     return dict(enumerate(names))
 
 
-def _label_files(labels: Path) -> dict[str, Path]:
-    files = volumes_by_stem(require_folder(labels, EXPECTED))
+def _matched(folder: Path, pattern: str) -> dict[str, Path]:
+    """What `{case}` stands for -> file."""
+    pattern = split_ending(pattern)[0] or pattern
+    levels = pattern.split("/")
+    if CASE not in pattern or pattern.startswith("/") or {"", ".", ".."} & set(levels):
+        raise BadInputError(
+            f"'{pattern}' is no pattern of paths below {folder}.",
+            'Write it with "/" and with {case} for what tells the cases apart, for example "{case}/ct".',
+        )
+    found = match(pattern, folder, Layout("a pattern", ()))
+    if not found:
+        message = f"Nothing in {folder} fits '{pattern}' with an ending of {', '.join(VOLUME_ENDINGS)}."
+        raise BadInputError(message, f"Expected is\n{EXPECTED}")
+    return found
+
+
+def _matched_images(folder: Path, patterns: str, channel_count: int) -> dict[str, tuple[Path, ...]]:
+    """Case -> its channel files, one pattern a channel; or one pattern of files that hold all channels."""
+    found = [_matched(folder, pattern.strip()) for pattern in patterns.split(",")]
+    if len(found) not in (1, channel_count):
+        message = f"There are {len(found)} image patterns for {channel_count} channel(s)."
+        raise BadInputError(message, "Give one pattern a channel, in the order of --modality.")
+    cases = sorted({case for channel in found for case in channel})
+    if lacking := [case for case in cases if not all(case in channel for channel in found)]:
+        message = f"{len(lacking)} case(s) in {folder} lack one of their {len(found)} channels: {listed(lacking)}."
+        raise BadInputError(message, "Add what is missing, or remove these cases.")
+    return {case: tuple(channel[case] for channel in found) for case in cases}
+
+
+def _label_files(labels: Path, pattern: str | None) -> dict[str, Path]:
+    require_folder(labels, EXPECTED)
+    files = _matched(labels, pattern) if pattern else volumes_by_stem(labels)
     if not files:
         raise BadInputError(f"{labels} holds no label ({', '.join(VOLUME_ENDINGS)}).", f"Expected is\n{EXPECTED}")
     return files
@@ -154,10 +206,10 @@ def _label_values(label_names: Path | None) -> dict[str, int]:
         raise BadInputError(
             "The labels have no names.", 'Give a JSON file such as {"background": 0, "liver": 1} with --label-names.'
         )
-    return parse_label_names(read_json_object(label_names), label_names)
+    return read_label_names(label_names)
 
 
-def _image_files(images: Path, labelled: set[str], channel_count: int) -> dict[str, tuple[Path, ...]]:
+def numbered_images(images: Path, labelled: set[str], channel_count: int) -> dict[str, tuple[Path, ...]]:
     """Case -> its channel files.
 
     Whether ``case_0001`` is channel 1 of ``case`` or a case of its own, the labels' names decide; where they say
@@ -184,12 +236,12 @@ def _image_files(images: Path, labelled: set[str], channel_count: int) -> dict[s
     return {case: tuple(of_case[number] for number in sorted(of_case)) for case, of_case in cases.items()}
 
 
-def _refuse_unpaired(images: dict[str, tuple[Path, ...]], labels: dict[str, Path], unlabelled_rest: bool) -> None:
+def _refuse_unpaired(images: dict[str, tuple[Path, ...]], labels: dict[str, Path], rest_unlabelled: bool) -> None:
     hint = "" if images.keys() & labels.keys() else " No name fits: an image and its label must be called the same."
     if lonely := [labels[case] for case in sorted(labels.keys() - images.keys())]:
         message = f"{len(lonely)} label(s) in {lonely[0].parent} have no image: {listed(path.name for path in lonely)}."
         raise BadInputError(message + hint, "Add or rename the images, or remove these labels.")
-    if unlabelled_rest:
+    if rest_unlabelled:
         return
     if lonely := [images[case][0] for case in sorted(images.keys() - labels.keys())]:
         message = f"{len(lonely)} image(s) in {lonely[0].parent} have no label: {listed(path.name for path in lonely)}."

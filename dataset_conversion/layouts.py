@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.raw_dataset import VOLUME_ENDINGS
 
 from .description import Role
@@ -91,6 +92,9 @@ def match(pattern: str, root: Path, layout: Layout) -> dict[str, Path]:
     """What `{case}` stands for -> file, sorted. Hidden files and folders (macOS's ``._*``) are ignored.
 
     A level of the path without ``{case}`` is looked up, not listed.
+
+    Raises:
+        BadInputError: two files differ by their ending only.
     """
     expression = re.escape(pattern).replace(re.escape(CASE), f"(?P<case>{layout.case})", 1)
     expression = expression.replace(re.escape(CASE), "(?P=case)")
@@ -99,7 +103,10 @@ def match(pattern: str, root: Path, layout: Layout) -> dict[str, Path]:
     for path in _walk(root, pattern.split("/")):
         fits = whole.fullmatch(path.relative_to(root).as_posix())
         if fits:
-            found.setdefault(fits["case"] if CASE in pattern else "", path)
+            case = fits["case"] if CASE in pattern else ""
+            if case in found:
+                raise BadInputError(f"{found[case]} and {path.name} are one case twice.", "Remove one of them.")
+            found[case] = path
     return dict(sorted(found.items()))
 
 
@@ -111,26 +118,41 @@ def _walk(folder: Path, levels: list[str]) -> Iterator[Path]:
     if rest and CASE not in first:
         yield from _walk(folder / first, rest)
         return
-    try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except OSError:
-        return
-    for entry in entries:
+    # a folder that may not be listed is an error: its cases must not vanish silently
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         if entry.name.startswith("."):
             continue
         if rest:
             yield from _walk(Path(entry.path), rest)
-        elif not entry.is_dir():
+        elif not _is_folder(entry):
             yield Path(entry.path)
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    """False for links that lead nowhere or in a circle: they are somebody's data that has not arrived."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def find(source: Path, layouts: tuple[Layout, ...]) -> Found | None:
     """The layout that fits best at `source`, else a little below, else a little above; None where none fits.
 
     A layout fits where every part that is not optional has an image. Of several, the one with the most files is taken.
+
+    Raises:
+        BadInputError: one file is there twice.
+        PermissionError: the source, or a folder in it where images may lie, may not be listed.
     """
     for root in _roots(source):
-        found = [candidate for layout in layouts if (candidate := look(root, layout)) is not None]
+        try:
+            found = [candidate for layout in layouts if (candidate := look(root, layout)) is not None]
+        except PermissionError:
+            # above the source, folders of others are nobody's business
+            if root == source or source in root.parents:
+                raise
+            continue
         if found:
             return max(found, key=lambda candidate: candidate.count)
     return None

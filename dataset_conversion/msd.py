@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posixpath
+import re
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
@@ -10,8 +11,11 @@ from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.raw_dataset import DATASET_JSON, read_json_object, split_channel, split_ending, visible_files
 from diffseg_nnunet.verification import listed
 
+from .converter import Converter, Recognition
 from .description import ConversionPlan, SourceCase
-from .folder import parse_label_names, require_folder, volumes_by_stem
+from .folder import require_folder, volumes_by_stem
+from .label_names import parse_label_names
+from .naming import pairs_with_channel_numbers, plain_pairs, usable_name
 from .sources import VolumeFile, channels
 
 EXPECTED = """\
@@ -23,19 +27,26 @@ Task04_Hippocampus/            any name
 KEPT_ENTRIES = ("description", "reference", "licence", "license", "release", "citation")
 
 
-class MSDConverter:
+# how the ten tasks call their files; each has a folder, which may have been renamed
+TASK_FILES = re.compile(r"(BRATS|la|liver|hippocampus|prostate|lung|pancreas|hepaticvessel|spleen|colon)_\d+")
+
+
+class MSDConverter(Converter):
     """A task of the Medical Segmentation Decathlon, or a data set in its layout."""
 
     format_name = "msd"
-    summary = "A task of the Medical Segmentation Decathlon, or any data set in its layout."
+    title = "a task of the Medical Segmentation Decathlon, or any data set in its layout"
     expects = EXPECTED
+    licence = "CC-BY-SA 4.0"
+    citation = "Antonelli et al., The Medical Segmentation Decathlon, Nature Communications 13, 4128 (2022)"
 
-    def plan(self, source: Path, *, name: str | None) -> ConversionPlan:
+    def plan(self, source: Path | None, *, name: str | None = None) -> ConversionPlan:
         """Read dataset.json and list the cases.
 
         Args:
             source: the extracted task folder.
-            name: name of the data set; None takes the one in dataset.json, else the folder's.
+            name: name of the data set; None takes the one in dataset.json, else the folder's, with '_' for what such
+                a name cannot have ('LEFT ATRIUM').
 
         Raises:
             BadInputError: this is no such folder (the message shows the tree that is expected), a listed file is
@@ -45,15 +56,24 @@ class MSDConverter:
         channel_names = _channel_names(source, content)
         training, unlisted = _training_cases(source, content, len(channel_names))
         test, test_note = _test_cases(source, content, len(channel_names))
-        name = name or str(content.get("name") or "").strip() or source.resolve().name
+        given = str(content.get("name") or "").strip() or source.resolve().name
         return ConversionPlan(
-            name=name,
+            name=name or usable_name(given, self.format_name),
             channel_names=channel_names,
             labels=parse_label_names(_entry(source, content, "labels"), source / DATASET_JSON),
             cases=(*training, *test),
-            extra={key: content[key] for key in KEPT_ENTRIES if key in content},
+            extra={key: content[key] for key in KEPT_ENTRIES if key in content} | {"converted_from": self.format_name},
             notes=(*unlisted, *test_note),
         )
+
+    def recognise(self, source: Path) -> Recognition | None:
+        """By dataset.json and by images that are called as their labels, without a channel number."""
+        pairs = plain_pairs(source)
+        if not (source / DATASET_JSON).is_file() or len(pairs) <= len(pairs_with_channel_numbers(source)):
+            return None
+        ours = all(TASK_FILES.fullmatch(stem) for stem in pairs)
+        reason = f"{len(pairs)} image(s) of imagesTr are called as their labels, beside a {DATASET_JSON}"
+        return Recognition(self.format_name, reason, 1.0 if ours else 0.6, {})
 
 
 def _find_dataset_json(source: Path) -> Path:
@@ -161,5 +181,5 @@ def _refuse_missing(source: Path, paths: list[Path]) -> None:
     message = f"{len(missing)} file(s) that {source / DATASET_JSON} lists are missing: {listed(missing)}."
     mend = "Extract the download again, or remove them from dataset.json."
     if any(split_channel(split_ending(path.name)[0])[1] == 0 for path in visible_files(source / "imagesTr")):
-        mend = "The images are named <case>_0000, as in nnU-Net's own layout: convert them with the format 'folder'."
+        mend = "The images are named <case>_0000, as in nnU-Net's own layout: convert them with the format 'nnunet'."
     raise BadInputError(message, mend)

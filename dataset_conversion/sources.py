@@ -82,7 +82,7 @@ class Channel:
 class MergedMasks:
     """A label map made of one binary mask a structure: voxels of a mask that are not 0 get its value.
 
-    Where masks overlap, the later one wins.
+    Where masks overlap, the later one wins. Memory: the merged map and one mask at a time.
 
     Attributes:
         masks: (file, value), in the order in which they are painted.
@@ -105,10 +105,25 @@ class MergedMasks:
             if mask.GetSize() != first.GetSize():
                 reason = f"it has {mask.GetSize()} voxels, {self.masks[0][0].name} has {first.GetSize()}"
                 raise UnreadableVolumeError(path, reason, "label_size", "Export the masks again.")
+            if (shift := _displacement(mask, first)) > min(first.GetSpacing()) / 2:
+                reason = f"it lies up to {shift:.3g} mm away from {self.masks[0][0].name}"
+                raise UnreadableVolumeError(path, reason, "label_origin", "Export the masks again.")
             merged[sitk.GetArrayViewFromImage(mask) != 0] = value
         image = sitk.GetImageFromArray(merged)
         image.CopyInformation(first)
         return image
+
+
+def _displacement(volume: sitk.Image, reference: sitk.Image) -> float:
+    """Largest distance (mm) between the same corners of two grids of equal size."""
+    corners = [
+        [int(side * (extent - 1)) for side, extent in zip(sides, volume.GetSize(), strict=True)]
+        for sides in np.ndindex(*(2,) * volume.GetDimension())
+    ]
+    return max(
+        float(np.linalg.norm(np.subtract(*(image.TransformIndexToPhysicalPoint(at) for image in (volume, reference)))))
+        for at in corners
+    )
 
 
 def channels(files: Sequence[Path], count: int) -> tuple[VolumeSource, ...]:

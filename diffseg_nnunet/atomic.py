@@ -20,7 +20,8 @@ _LEFTOVER = re.compile(re.escape(TEMPORARY_PREFIX) + r"(\d+)-(.+)")
 _PROBE_BYTES = 2**20
 
 
-def _flush_to_disk(path: Path) -> None:
+def flush_to_disk(path: Path) -> None:
+    """Return when the bytes of a file are on the disk, so that a power cut cannot take them."""
     descriptor = os.open(path, os.O_RDWR)  # Windows flushes only what is open for writing
     try:
         os.fsync(descriptor)
@@ -90,7 +91,7 @@ def write_file(path: Path | str, write: Callable[[Path], Any]) -> None:
     try:
         with full_disk_named(path):
             write(temporary)
-            _flush_to_disk(temporary)
+            flush_to_disk(temporary)
             os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -26,6 +26,7 @@ from typing import Any
 from diffseg_nnunet.errors import BadInputError
 
 DATASET_JSON = "dataset.json"
+SPLITS_FILE = "splits_final.json"
 VOLUME_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha")
 SIGNED_FOLDERS = ("imagesTr", "labelsTr", "imagesUn")
 

@@ -15,6 +15,7 @@ from diffseg_nnunet.atomic import DISK_FULL
 from diffseg_nnunet.cli import (
     convert,
     coordinates,
+    dataset,
     demo,
     doctor,
     evaluate,
@@ -49,6 +50,7 @@ app = typer.Typer(
 app.command()(doctor.doctor)
 app.add_typer(convert.app, name="convert")
 app.command()(verify.verify)
+app.command()(dataset.dataset)
 app.command()(plan.plan)
 app.command()(preprocess.preprocess)
 app.command()(pretrain.pretrain)
@@ -77,7 +79,7 @@ def options(
 ) -> None:
     """Self-configuring medical image segmentation: nnU-Net v2 with label-free diffusion pretraining.
 
-    Exit codes: 0 done, 1 a failure of ours, 2 usage or data to mend.
+    Exit codes: 0 done, 1 a failure of ours, 2 usage or data to mend; `verify` ends with 1 on warnings, too.
     """
 
 

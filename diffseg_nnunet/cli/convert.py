@@ -1,80 +1,79 @@
-"""``diffseg convert``: one subcommand a format."""
+"""``diffseg convert``: one subcommand a registered format, made of what its converter says of itself."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from diffseg_nnunet.cli.arguments import Workspace
+from diffseg_nnunet.cli import conversion_options as common
 
-if TYPE_CHECKING:
-    from diffseg_nnunet.workspace import Workspace as Location
-
-app = typer.Typer(no_args_is_help=True, help="Convert a downloaded data set into an nnU-Net raw data set.")
-
-Id = Annotated[int, typer.Option("--id", min=1, max=999, help="Id of the new data set.", show_default=False)]
-Copy = Annotated[bool, typer.Option("--copy", help="Copy files whose voxels do not change, instead of hard-linking.")]
+AUTO = "auto"
 
 
-@app.command()
-def msd(
-    source: Annotated[Path, typer.Argument(help="Task folder of the Medical Segmentation Decathlon.")],
-    dataset_id: Id,
-    name: Annotated[str | None, typer.Option(help="Name; else that of dataset.json.", show_default=False)] = None,
-    copy: Copy = False,
-    workspace: Workspace = None,
-) -> None:
-    """A task of the Medical Segmentation Decathlon (TaskXX_Name with imagesTr, labelsTr, dataset.json)."""
-    from diffseg_nnunet import registry
+class ConverterGroup(TyperGroup):
+    """Knows the formats by the names of their entry points; a converter is imported when its command runs."""
 
-    plan = registry.load("converters", "msd")().plan(source, name=name)
-    _execute(plan, dataset_id, copy, workspace)
+    def list_commands(self, ctx: Any) -> list[str]:
+        from diffseg_nnunet import registry
+
+        return [AUTO, *(name for name in registry.names("converters") if name != AUTO)]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        # help lists commands without running them: what a format is, `--list` tells
+        return super().get_command(ctx, cmd_name) or common.named_only(cmd_name)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, command if name == AUTO else common.command_of(name), rest
 
 
-@app.command()
-def folder(
-    images: Annotated[Path, typer.Option(help="Folder of images, CASE.nii.gz.", show_default=False)],
-    modality: Annotated[str, typer.Option(help="Channel name(s), e.g. CT, or T1,FLAIR.", show_default=False)],
-    dataset_id: Id,
-    name: Annotated[str, typer.Option(help="Name of the data set.", show_default=False)],
-    labels: Annotated[
-        Path | None, typer.Option(help="Folder of labels of the same names; none: an unlabelled pool.")
-    ] = None,
-    label_names: Annotated[Path | None, typer.Option(help='JSON {"background": 0, "liver": 1, …}.')] = None,
-    rest_unlabelled: Annotated[
-        bool, typer.Option("--rest-unlabelled", help="Images without a label join the unlabelled pool.")
+def _list(wanted: bool) -> None:
+    if wanted:
+        from diffseg_nnunet.cli.conversion import print_formats
+
+        print_formats()
+        raise typer.Exit
+
+
+app = typer.Typer(cls=ConverterGroup, no_args_is_help=True)
+
+
+@app.callback()
+def convert(
+    listed: Annotated[
+        bool,
+        typer.Option("--list", callback=_list, is_eager=True, help="What each format is, and the tree it expects."),
     ] = False,
-    copy: Copy = False,
-    workspace: Workspace = None,
 ) -> None:
-    """Plain folders of images and, if there are any, labels, paired by file name."""
-    from diffseg_nnunet import registry
+    """Convert a downloaded data set into an nnU-Net raw data set.
 
-    converter = registry.load("converters", "folder")()
-    _execute(converter.plan(images, labels, label_names, modality, name, rest_unlabelled), dataset_id, copy, workspace)
+    Exit codes: 0 done, 1 done with something mended, left out or worth a look, 2 refused: nothing was written.
+    """
 
 
-def _execute(plan: Any, dataset_id: int, copy: bool, workspace: Path | None) -> None:
-    from diffseg_nnunet.cli.console import ConsoleReporter
-    from diffseg_nnunet.planning.hardware import worker_count
-    from diffseg_nnunet.workspace import Workspace as Location
+@app.command(AUTO)
+def auto(
+    source: Annotated[Path, typer.Argument(help="The download: a folder, or an archive with --extract.")],
+    dataset_id: common.Id,
+    name: common.Name = None,
+    workspace: common.Workspace = None,
+    copy: common.Copy = False,
+    dry_run: common.DryRun = False,
+    keep_labels: Annotated[str | None, common.KEEP_LABELS] = None,
+    cases: common.Cases = None,
+    splits: common.Splits = None,
+    skip_bad: common.SkipBad = False,
+    no_repair: common.NoRepair = False,
+    no_verify: common.NoVerify = False,
+    report: common.Report = None,
+    extract: common.Extract = False,
+    yes: common.Yes = False,
+) -> None:
+    """Recognise the format, ask, and convert."""
+    from diffseg_nnunet.cli.conversion import Request, convert_automatically
 
-    active: Location = Location.locate(workspace)
-    with ConsoleReporter().live() as reporter:
-        report = plan.execute(
-            dataset_id=dataset_id,
-            workspace=active,
-            copy=copy,
-            workers=worker_count(),
-            progress=lambda done, total: reporter.progress("convert", done, total),
-        )
-        counts = ", ".join(f"{count} {role}" for role, count in report.cases.items() if count)
-        files = ", ".join(f"{count} {how}" for how, count in report.files.items())
-        reporter.info(f"{report.folder}: {counts} case(s); files: {files}")
-        for note in report.notes:
-            reporter.info(note)
-        for finding in report.warnings:
-            reporter.warn(str(finding))
-        reporter.info(f"next: diffseg run {dataset_id}")
+    given = {key: value for key, value in locals().items() if key in Request.__dataclass_fields__}
+    convert_automatically(source, Request(**given))

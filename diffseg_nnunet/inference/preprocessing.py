@@ -29,8 +29,8 @@ def preprocess_case(
     Raises:
         BadInputError: a file cannot be read, or does not fit the others.
     """
-    found = check_case(case, channel_count=len(dataset_json["channel_names"]), label_values=None)
-    problems = [finding for finding in found if finding.severity == "error"]
+    examination = check_case(case, channel_count=len(dataset_json["channel_names"]), label_values=None)
+    problems = [finding for finding in examination.findings if finding.severity == "error"]
     if problems:
         raise BadInputError("; ".join(finding.message for finding in problems), problems[0].mend)
     preprocessor = configuration.preprocessor_class(verbose=False)

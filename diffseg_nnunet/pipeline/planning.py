@@ -1,9 +1,9 @@
-"""The stages *verify* and *plan*."""
+"""The stage *plan*."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from diffseg_nnunet.planning.explanation import explain
 from diffseg_nnunet.planning.hardware import memory_budget, worker_count
 from diffseg_nnunet.planning.section import diffseg_section
 from diffseg_nnunet.raw_dataset import RawDataset, read_json_object
-from diffseg_nnunet.verification import Finding, verify_dataset
 
 
 @dataclass(frozen=True)
@@ -72,67 +71,6 @@ class PlanRequest:
                 "unlabelled": tuple(stored["unlabelled"]),
             }
         )
-
-
-def verify(project: Project) -> list[Finding]:
-    """Check every image and label; skipped where they passed before and are unchanged.
-
-    Returns:
-        The findings, of the earlier check where it is skipped; nnU-Net's own integrity check runs as well.
-
-    Raises:
-        BadInputError: a finding is an error, or nnU-Net's check failed.
-    """
-    raw = project.raw()
-    inputs = {"content": raw.content_signature()}
-    if is_verified(project):
-        return [Finding(**found) for found in project.manifest.stage("verify")["outputs"].get("findings", [])]
-    with project.manifest.running("verify", inputs, {}) as run:
-        findings = verify_dataset(
-            raw,
-            workers=worker_count(),
-            progress=lambda done, total: project.reporter.progress("verify", done, total),
-        )
-        if any(finding.severity == "error" for finding in findings):
-            raise VerificationError(project, findings)
-        if raw.labelled_cases():
-            _nnunet_check(project, raw)
-        run.outputs["findings"] = [asdict(finding) for finding in findings]
-    return findings
-
-
-def is_verified(project: Project) -> bool:
-    """Whether the data set passed *verify* and is unchanged since."""
-    return project.manifest.is_finished("verify", {"content": project.raw().content_signature()})
-
-
-class VerificationError(BadInputError):
-    """The data set has errors; `findings` lists all of them."""
-
-    _LISTED = 10
-
-    def __init__(self, project: Project, findings: Sequence[Finding]):
-        self.findings = list(findings)
-        errors = [finding for finding in findings if finding.severity == "error"]
-        lines = [f"  {finding}" for finding in errors[: self._LISTED]]
-        if len(errors) > self._LISTED:
-            lines.append(f"  … and {len(errors) - self._LISTED} more")
-        listed = "\n".join(lines)
-        super().__init__(f"{project.name} has {len(errors)} error(s):\n{listed}")
-
-
-def _nnunet_check(project: Project, raw: RawDataset) -> None:
-    """nnU-Net's integrity check, which is what its own commands would stop at."""
-    from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity
-
-    with project.log("verify"):
-        try:
-            verify_dataset_integrity(str(raw.folder), worker_count())
-        except (AssertionError, RuntimeError) as error:
-            raise BadInputError(
-                f"nnU-Net's integrity check of {project.name} failed: {error}",
-                f"Its details are in {project.results / 'logs' / 'verify.log'}.",
-            ) from error
 
 
 def plan(project: Project, request: PlanRequest) -> dict[str, Any]:

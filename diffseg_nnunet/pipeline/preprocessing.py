@@ -16,8 +16,9 @@ from typing import Any
 from diffseg_nnunet.atomic import DISK_FULL, full_disk_named, remove_leftovers, temporary_sibling, write_file
 from diffseg_nnunet.errors import BadInputError, StageFailedError
 from diffseg_nnunet.lifetime import end_with_parent
-from diffseg_nnunet.pipeline.planning import is_verified, require_planned
+from diffseg_nnunet.pipeline.planning import require_planned
 from diffseg_nnunet.pipeline.project import Project
+from diffseg_nnunet.pipeline.verifying import is_verified
 from diffseg_nnunet.planning.hardware import worker_count
 from diffseg_nnunet.planning.section import PLANS_NAME
 from diffseg_nnunet.raw_dataset import Case, RawDataset
@@ -255,8 +256,8 @@ def preprocess_case(job: Job, plan: _Plan) -> None:
 def _refuse_bad_images(case: Case, channel_count: int) -> None:
     """nnU-Net's readers take truncated, constant and not finite images without a word."""
     images = Case(case.identifier, case.images, None)
-    findings = check_case(images, channel_count=channel_count, label_values=None)
-    errors = [str(finding) for finding in findings if finding.severity == "error"]
+    examination = check_case(images, channel_count=channel_count, label_values=None)
+    errors = [str(finding) for finding in examination.findings if finding.severity == "error"]
     if errors:
         raise BadInputError(" ".join(errors))
 

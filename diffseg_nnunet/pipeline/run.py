@@ -15,7 +15,9 @@ from diffseg_nnunet.pipeline.planning import PlanRequest
 from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.pipeline.splits import check_fold
 from diffseg_nnunet.pipeline.stages import Fold
+from diffseg_nnunet.pipeline.verifying import verify
 from diffseg_nnunet.planning.hardware import resolve_device
+from diffseg_nnunet.verification import of_severity, shortened
 
 TEST_PREDICTIONS = "predictions_imagesTs"
 _KEPT_SETTINGS = (
@@ -88,11 +90,11 @@ def run(project: Project, request: RunRequest) -> RunResult:
     resolve_device(request.device)  # before hours of work that end there
     request = request.on_top_of(project.manifest.last_run())
     project.manifest.remember_run(request.kept())
-    for finding in planning.verify(project):
-        project.reporter.warn(str(finding))
+    for line in shortened(of_severity(verify(project), "warning")):
+        project.reporter.warn(line)
     planned = planning.plan(project, _plan_request(project, request))
     for dataset_id in _plan_request(project, request).unlabelled:
-        planning.verify(Project.open(project.workspace, dataset_id, project.reporter))
+        verify(Project.open(project.workspace, dataset_id, project.reporter))
     _report_mirroring(project, planned)
     configurations = request.configurations or _default_configurations(planned)
     for configuration in configurations:

@@ -8,6 +8,7 @@ from pathlib import Path
 from diffseg_nnunet.atomic import write_json
 from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.pipeline.project import Project
+from diffseg_nnunet.raw_dataset import SPLITS_FILE
 
 Splits = list[dict[str, list[str]]]
 _FOLDS = 5
@@ -16,14 +17,18 @@ _FOLDS = 5
 def ensure_splits(project: Project, configuration: str) -> Splits:
     """The splits of the preprocessed labelled cases, written atomically where there are none.
 
-    Splits that nnU-Net's rule made are made anew when cases have come or gone. A user's own (a published split) are
+    Where there are none, those of the raw data set are taken, which its conversion chose, else nnU-Net's rule makes
+    them. Splits that this rule made are made anew when cases have come or gone. A user's own (a published split) are
     never touched: cases they leave out are warned of, cases that do not exist are refused.
 
     Raises:
         BadInputError: too few cases for a split; the file is no splits file; it names cases that do not exist.
     """
-    path = project.preprocessed / "splits_final.json"
+    path = project.preprocessed / SPLITS_FILE
     cases = sorted(project.labelled_preprocessed(configuration))
+    chosen = project.workspace.raw / project.name / SPLITS_FILE
+    if not path.is_file() and chosen.is_file():
+        write_json(path, _read(chosen))
     if path.is_file():
         splits = _read(path)
         named = sorted({case for split in splits for part in ("train", "val") for case in split[part]})
@@ -51,7 +56,7 @@ def check_fold(project: Project, configuration: str, fold: int | str) -> None:
     if not 0 <= int(fold) < count:
         raise BadInputError(
             f"{project.name} has folds 0 to {count - 1}, not {fold}.",
-            f"Choose one of them or 'all', or add it to {project.preprocessed / 'splits_final.json'}.",
+            f"Choose one of them or 'all', or add it to {project.preprocessed / SPLITS_FILE}.",
         )
 
 

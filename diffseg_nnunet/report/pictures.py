@@ -75,11 +75,11 @@ def overlay_png(
         for axes, heading, overlay in zip(
             row, ("image", "reference", "prediction"), (None, reference, prediction), strict=True
         ):
-            _draw_image(axes, np.take(image, index, axis), window, axis, spacing_mm)
+            draw_image(axes, np.take(image, index, axis), window, axis, spacing_mm)
             axes.set_title(f"{heading}, {AXES[axis]} = {index}", fontsize=9)
             if overlay is not None:
-                drawn |= _draw_labels(axes, np.take(overlay, index, axis), structures, colours, axis, spacing_mm)
-    _add_texts(figure, title, {name: colour for name, colour in colours.items() if name in drawn})
+                drawn |= draw_labels(axes, np.take(overlay, index, axis), structures, colours, axis, spacing_mm)
+    add_texts(figure, title, {name: colour for name, colour in colours.items() if name in drawn})
     canvas = FigureCanvasAgg(figure)
     write_file(path, lambda temporary: canvas.print_figure(temporary, format="png", dpi=_DOTS_PER_INCH))
 
@@ -152,14 +152,14 @@ def _size_inches(
     return 3 * _INCHES, sum(heights) + 0.9
 
 
-def _draw_image(
+def draw_image(
     axes: Axes, pixels: NDArray[np.number], window: tuple[float, float], axis: int, spacing_mm: Sequence[float]
 ) -> None:
     axes.imshow(pixels, cmap="gray", vmin=window[0], vmax=window[1], **_placement(axis, spacing_mm))
     axes.set_axis_off()
 
 
-def _draw_labels(
+def draw_labels(
     axes: Axes,
     pixels: NDArray[np.integer],
     structures: Mapping[str, Sequence[int]],
@@ -186,7 +186,7 @@ def _placement(axis: int, spacing_mm: Sequence[float]) -> dict[str, object]:
     return {"aspect": spacing_mm[down] / spacing_mm[across], "origin": origin, "interpolation": "nearest"}
 
 
-def _add_texts(figure: Figure, title: str, colours: Mapping[str, Colour]) -> None:
+def add_texts(figure: Figure, title: str, colours: Mapping[str, Colour]) -> None:
     figure.suptitle(title, fontsize=11, parse_math=False)
     if not colours:
         return

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from diffseg_nnunet.raw_dataset import (
@@ -17,8 +18,10 @@ from diffseg_nnunet.raw_dataset import (
     visible_files,
     why_unusable,
 )
-from diffseg_nnunet.verification.case import check_case
+from diffseg_nnunet.verification.across import check_records
+from diffseg_nnunet.verification.case import Examination, check_case
 from diffseg_nnunet.verification.findings import Finding, Severity, listed
+from diffseg_nnunet.verification.records import CaseRecord, Role
 
 REQUIRED_KEYS = ("channel_names", "labels", "numTraining", "file_ending")
 
@@ -27,33 +30,97 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+@dataclass(frozen=True)
+class CaseToCheck:
+    """A case, what it is for, and what it is checked against."""
+
+    case: Case
+    role: Role
+    channel_count: int
+    label_values: frozenset[int] | None
+
+
+@dataclass(frozen=True)
+class DatasetExamination:
+    """What came out of a data set.
+
+    Attributes:
+        findings: about dataset.json and the listing, then those of the cases (training, unlabelled, test; each by
+            identifier), then those that see all cases.
+        records: of the cases that could be read, in the same order.
+        cases: what came out of each case, by itself.
+    """
+
+    findings: tuple[Finding, ...]
+    records: tuple[CaseRecord, ...]
+    cases: Mapping[CaseToCheck, Examination]
+
+
 def verify_dataset(dataset: RawDataset, *, workers: int, progress: Progress | None = None) -> list[Finding]:
-    """Check a data set's dataset.json, its listing, and every labelled and unlabelled case.
+    """The findings of :func:`examine_dataset`."""
+    return list(examine_dataset(dataset, workers=workers, progress=progress).findings)
+
+
+def examine_dataset(
+    dataset: RawDataset,
+    *,
+    workers: int,
+    known: Callable[[CaseToCheck], Examination | None] = lambda job: None,
+    progress: Progress | None = None,
+) -> DatasetExamination:
+    """Check a data set's dataset.json, its listing, and every training, unlabelled and test case.
+
+    What is wrong with a test case is a warning: it stops no training, and a prediction sets it aside.
 
     Args:
         dataset: the raw data set.
         workers: threads that read files.
-        progress: called with (cases done, cases in all) after each case.
-
-    Returns:
-        Findings about dataset.json and the listing, then those of the cases in the order of their identifiers.
+        known: what came out of a case whose files have not changed since; None where it is to be read.
+        progress: called with (cases done, cases in all) after each case that is read.
     """
     findings = list(_check_keys(dataset))
     if any(finding.severity == "error" for finding in findings):
-        return findings
+        return DatasetExamination(tuple(findings), (), {})
     findings += _check_labels(dataset)
-    labelled, unlabelled = dataset.labelled_cases(), dataset.unlabelled_cases()
-    findings += _check_listing(dataset, labelled, unlabelled)
+    findings += _check_listing(dataset, dataset.labelled_cases(), dataset.unlabelled_cases())
     # labels that cannot be told apart have been found above; comparing voxels with them would repeat it case by case
     broken = any(finding.code == "label_definition" for finding in findings)
-    label_values = None if broken else dataset.label_values
+    jobs = cases_to_check(dataset, None if broken else frozenset(dataset.label_values))
+    cases = {job: found for job in jobs if (found := known(job)) is not None}
+    unknown = [job for job in jobs if job not in cases]
+    cases |= dict(zip(unknown, in_threads(_check, unknown, workers, progress), strict=True))
+    for job in jobs:
+        findings += cases[job].findings
+    records = tuple(record for job in jobs if (record := cases[job].record) is not None)
+    findings += check_records(records, channel_names(dataset), {} if broken else dataset.labels)
+    return DatasetExamination(tuple(findings), records, {job: cases[job] for job in jobs})
 
-    def check(case: Case) -> list[Finding]:
-        return check_case(case, channel_count=len(dataset.channel_names), label_values=label_values)
 
-    for found in in_threads(check, [*labelled, *unlabelled], workers, progress):
-        findings += found
-    return findings
+def cases_to_check(dataset: RawDataset, label_values: frozenset[int] | None) -> list[CaseToCheck]:
+    """Every case: training, unlabelled, test; each by identifier. The labels of test cases are those of labelsTs."""
+    test_labels = dataset.label_files("labelsTs")
+    test = [replace(case, label=test_labels.get(case.identifier)) for case in dataset.test_cases()]
+    parts: tuple[tuple[Role, list[Case]], ...] = (
+        ("training", dataset.labelled_cases()),
+        ("unlabelled", dataset.unlabelled_cases()),
+        ("test", test),
+    )
+    count = len(dataset.channel_names)
+    return [CaseToCheck(case, role, count, label_values) for role, cases in parts for case in cases]
+
+
+def channel_names(dataset: RawDataset) -> list[str]:
+    """In channel order."""
+    return [str(name) for _, name in sorted(dataset.channel_names.items(), key=lambda item: (len(item[0]), item[0]))]
+
+
+def _check(job: CaseToCheck) -> Examination:
+    values = None if job.label_values is None else set(job.label_values)
+    examination = check_case(job.case, channel_count=job.channel_count, label_values=values, role=job.role)
+    if job.role != "test":
+        return examination
+    warnings = (replace(finding, severity="warning") for finding in examination.findings)
+    return replace(examination, findings=tuple(warnings))
 
 
 def in_threads(

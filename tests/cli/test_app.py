@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from tests.conftest import CommandLine
 
 COMMANDS = (
-    *("doctor", "verify", "plan", "preprocess", "pretrain", "sample", "train", "predict", "coordinates"),
-    *("evaluate", "run", "export", "demo", "convert msd", "convert folder"),
+    *("doctor", "verify", "dataset", "plan", "preprocess", "pretrain", "sample", "train", "predict", "coordinates"),
+    *("evaluate", "run", "export", "demo", "convert msd", "convert folder", "convert auto"),
 )
-HEAVY = ("torch", "nnunetv2", "monai", "SimpleITK", "pandas", "scipy")
+HEAVY = ("torch", "nnunetv2", "monai", "SimpleITK", "pandas", "scipy", "matplotlib")
 
 
 def test_help_imports_nothing_heavy(diffseg: CommandLine) -> None:

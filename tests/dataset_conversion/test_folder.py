@@ -194,7 +194,7 @@ def test_without_labels_everything_is_a_pool(run: Run, source: Path) -> None:
 
 def test_the_rest_may_be_unlabelled(run: Run, source: Path) -> None:
     write(source / "images/pool_1.nii.gz", scan(9))
-    report = run(unlabelled_rest=True)
+    report = run(rest_unlabelled=True)
     assert report.cases == {"training": 2, "unlabelled": 1, "test": 0}
     assert (report.folder / "imagesUn/pool_1_0000.nii.gz").exists()
 
@@ -237,10 +237,124 @@ def test_what_a_number_at_the_end_of_a_name_means(
         tmp_path / "labels.json" if labels else None,
         modality,
         "Name",
-        unlabelled_rest=True,
+        rest_unlabelled=True,
     )
     assert {case.identifier: len(case.images) for case in plan.cases} == expected
     assert sum(case.role == "training" for case in plan.cases) == len(labels)
+
+
+def patterned(folder: Path) -> Path:
+    """Two labelled cases and one without a label, each in a folder of its own and in a format of its own."""
+    for number, ending in ((1, ".nii.gz"), (2, ".mha"), (3, ".nrrd")):
+        for channel, name in enumerate(("t1", "flair")):
+            write(folder / f"case_{number}/{name}{ending}", scan(10 * number + channel), number)
+        write(folder / f"case_{number}/._t1{ending}", scan(0), number)
+    for number, ending in ((1, ".nrrd"), (2, ".nii")):
+        write(folder / f"case_{number}/seg{ending}", organs(), number)
+    return folder
+
+
+def test_pairing_by_patterns(run: Run, source: Path, tmp_path: Path) -> None:
+    folder = patterned(tmp_path / "download")
+    changes = {"images": folder, "labels": None, "label_pattern": "{case}/seg", "rest_unlabelled": True}
+    report = run(**changes, image_pattern="{case}/t1, {case}/flair", modality="T1,FLAIR")
+    assert report.cases == {"training": 2, "unlabelled": 1, "test": 0}
+    for number, ending in ((1, ".nii.gz"), (2, ".mha"), (3, ".nrrd")):
+        role = "Un" if number == 3 else "Tr"
+        for channel, name in enumerate(("t1", "flair")):
+            image = sitk.ReadImage(str(folder / f"case_{number}/{name}{ending}"))
+            assert_same_volume(report.folder / f"images{role}/case_{number}_{channel:04d}.nii.gz", image)
+    for number, ending in ((1, ".nrrd"), (2, ".nii")):
+        label = sitk.ReadImage(str(folder / f"case_{number}/seg{ending}"))
+        assert_same_volume(report.folder / f"labelsTr/case_{number}.nii.gz", label)
+
+
+def test_patterns_below_two_folders_and_with_an_ending(run: Run, source: Path) -> None:
+    report = run(image_pattern="liver_{case}.nii.gz", label_pattern="liver_{case}")
+    assert sorted(path.name for path in (report.folder / "labelsTr").iterdir()) == ["1.nii.gz", "2.nii.gz"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"image_pattern": "ct"}, "'ct' is no pattern"),
+        ({"image_pattern": "../{case}"}, "'../{case}' is no pattern"),
+        ({"image_pattern": "/{case}"}, "'/{case}' is no pattern"),
+        ({"image_pattern": "{case}/ct"}, "fits '{case}/ct'"),
+        ({"image_pattern": "{case}/t1,{case}/flair"}, "2 image patterns for 1 channel(s)"),
+        ({"image_pattern": "{case}/t1,{case}/seg", "modality": "T1,SEG"}, "lack one of their 2 channels: case_3"),
+        ({"image_pattern": "{case}/t1"}, "1 image(s) in"),
+        ({"image_pattern": "{case}/t1", "label_pattern": "{case}/mask"}, "fits '{case}/mask'"),
+    ],
+)
+def test_patterns_that_cannot_be(
+    run: Run, workspace: Workspace, source: Path, tmp_path: Path, changes: dict, words: str
+) -> None:
+    folder = patterned(tmp_path / "download")
+    changes = {"images": folder, "labels": None, "label_pattern": "{case}/seg", **changes}
+    assert words in refusal(run, workspace, **changes)
+
+
+def test_one_case_twice_by_a_pattern(run: Run, workspace: Workspace, source: Path) -> None:
+    write(source / "images/liver_1.mha", scan(1), 1)
+    assert "one case twice" in refusal(run, workspace, image_pattern="{case}")
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        "0,background\n1,liver\n2,tumour\n",
+        "background,0\nliver,1\ntumour,2",
+        "\ufeffvalue;name\r\n0;background\r\n2;tumour\r\n\r\n1;liver\r\n",
+        'name,value\nBackground, 0\n"liver", 1\ntumour,2\n',
+        "name\tvalue\nbackground\t0\nliver\t1\ntumour\t2\n",
+    ],
+)
+def test_label_names_in_a_table(run: Run, source: Path, table: str) -> None:
+    (source / "labels.csv").write_text(table, encoding="utf-8", newline="")
+    report = run(label_names=source / "labels.csv")
+    assert RawDataset.open(report.folder).labels == {"background": 0, "liver": 1, "tumour": 2}
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        ("", "is no table of label names"),
+        ("name,value\n", "is no table of label names"),
+        ("0,background\n1,liver,red\n", "is no table of label names"),
+        ("0,background\nliver,1\n", "is no table of label names"),
+        ("0,1\n1,2\n", "is no table of label names"),
+        ("0,background\n1,liver\n2,liver\n", "two labels are called 'liver'"),
+        ("1,liver\n2,tumour\n", "label values are 1, 2"),
+    ],
+)
+def test_tables_that_cannot_be(run: Run, workspace: Workspace, source: Path, table: str, words: str) -> None:
+    (source / "labels.csv").write_text(table)
+    message = refusal(run, workspace, label_names=source / "labels.csv")
+    assert words in message
+    assert "labels.csv" in message
+
+
+def test_what_the_command_hands_over(source: Path) -> None:
+    """The command has no SRC; each declared option is a keyword of `plan`."""
+    assert not FolderConverter.takes_source
+    given = {option.name: None for option in FolderConverter.options} | {"images": source / "images", "modality": "CT"}
+    plan = FolderConverter().plan(None, name="Pool", **given)
+    assert [case.role for case in plan.cases] == ["unlabelled"] * 2
+    with pytest.raises(BadInputError, match="needs --modality, --name"):
+        FolderConverter().plan(None, images=source / "images")
+
+
+def test_recognised_weakly(source: Path, tmp_path: Path) -> None:
+    found = FolderConverter().recognise(source)
+    assert found.certainty < 0.5
+    assert found.options == {
+        "images": source / "images",
+        "labels": source / "labels",
+        "label_names": source / "labels.json",
+    }
+    assert FolderConverter().recognise(source / "labels").options == {"images": source / "labels"}
+    assert FolderConverter().recognise(tmp_path) is None
 
 
 # --- what is refused: names -----------------------------------------------------------------------------------------
@@ -277,7 +391,7 @@ def test_an_image_without_its_label(run: Run, workspace: Workspace, source: Path
 @pytest.mark.parametrize("rest", [False, True])
 def test_a_label_without_its_image(run: Run, workspace: Workspace, source: Path, rest: bool) -> None:
     (source / "images/liver_2.nii.gz").unlink()
-    message = refusal(run, workspace, unlabelled_rest=rest)
+    message = refusal(run, workspace, rest_unlabelled=rest)
     assert f"1 label(s) in {source / 'labels'} have no image: liver_2.nii.gz" in message
 
 
@@ -303,7 +417,7 @@ def test_a_missing_channel(run: Run, workspace: Workspace, tmp_path: Path) -> No
 @pytest.mark.parametrize("identifier", ["liver 3", "liver(3)", "liver_seg"])
 def test_identifiers_that_would_break_later(run: Run, workspace: Workspace, source: Path, identifier: str) -> None:
     write(source / f"images/{identifier}.nii.gz", scan(3))
-    message = refusal(run, workspace, unlabelled_rest=True)
+    message = refusal(run, workspace, rest_unlabelled=True)
     assert f"{identifier}.nii.gz) cannot be a case identifier" in message
 
 
@@ -383,7 +497,7 @@ def test_different_geometry(run: Run, workspace: Workspace, source: Path, name: 
     path = source / "labels/liver_2.nii.gz"
     label = sitk.ReadImage(str(path))
     values = list(getattr(label, f"Get{name}")())
-    changed = [-value for value in values] if name == "Direction" else [values[0] + 0.1, *values[1:]]
+    changed = [-value for value in values] if name == "Direction" else [values[0] + 2.0, *values[1:]]
     getattr(label, f"Set{name}")(changed)
     sitk.WriteImage(label, str(path))
     message = refusal(run, workspace)
@@ -453,13 +567,15 @@ def test_a_link_that_leads_nowhere(run: Run, workspace: Workspace, source: Path)
     assert "liver_1.nii.gz cannot be used: the link leads nowhere" in refusal(run, workspace)
 
 
-def test_an_interruption_leaves_nothing(run: Run, workspace: Workspace) -> None:
+def test_an_interruption_publishes_nothing_and_is_gone_on_with(run: Run, workspace: Workspace) -> None:
     def interrupt(done: int, total: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         run(progress=interrupt)
-    assert list(workspace.raw.iterdir()) == []
+    assert [path.name for path in workspace.raw.iterdir()] == [".converting-Dataset005"]
+    assert run().notes[0].startswith("Went on with an interrupted conversion")
+    assert [path.name for path in workspace.raw.iterdir()] == ["Dataset005_Liver"]
 
 
 # --- a full disk ----------------------------------------------------------------------------------------------------
@@ -547,7 +663,7 @@ def test_a_part_of_openkbp(tmp_path: Path, workspace: Workspace) -> None:
         for name in names:
             (tmp_path / folder / name).symlink_to((kbp / folder / name).resolve())
     plan = FolderConverter().plan(
-        tmp_path / "images", tmp_path / "labels", kbp / "labels.json", "CT", "OpenKBP", unlabelled_rest=True
+        tmp_path / "images", tmp_path / "labels", kbp / "labels.json", "CT", "OpenKBP", rest_unlabelled=True
     )
     report = convert(plan, dataset_id=11, workspace=workspace, copy=True, workers=2)
     assert report.cases == {"training": 4, "unlabelled": 4, "test": 0}

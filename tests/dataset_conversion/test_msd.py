@@ -7,6 +7,7 @@ import os
 import shutil
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -119,7 +120,7 @@ def assert_same_volume(written: Path, source: sitk.Image) -> None:
 def test_the_format_is_registered_and_describes_itself() -> None:
     assert registry.load("converters", "msd") is MSDConverter
     assert MSDConverter.format_name == "msd"
-    assert MSDConverter.summary
+    assert MSDConverter.title
     assert MSDConverter.expects.startswith(TREE)
 
 
@@ -138,6 +139,7 @@ def test_a_3d_task_is_linked_and_described(tmp_path: Path, workspace: Workspace)
         "reference": "somebody",
         "licence": "CC-BY-SA 4.0",
         "release": "1.0",
+        "converted_from": "msd",
         "name": "BrainTumour",
         "channel_names": {"0": "MR0"},
         "labels": {"background": 0, "edema": 1, "tumour": 2},
@@ -167,6 +169,9 @@ def test_4d_becomes_one_file_a_channel_at_the_same_place(tmp_path: Path, workspa
         ("Brain-2018", None, None, "Brain-2018"),
         ("Task01_BrainTumour", "  ", None, "Task01_BrainTumour"),
         ("x", "has spaces", "Mine", "Mine"),
+        ("Task02_Heart", "LEFT ATRIUM", None, "LEFT_ATRIUM"),
+        ("x", "../_hepatic  vessel!", None, "hepatic_vessel"),
+        ("x", "肝", None, "msd"),
     ],
 )
 def test_any_folder_name_will_do(
@@ -218,6 +223,56 @@ def test_background_of_any_spelling_gets_the_name_nnunet_knows(tmp_path: Path, w
     assert RawDataset.open(report.folder).labels == {"background": 0, "edema": 1, "tumour": 2}
 
 
+# the headers of the ten tasks: modality and labels as in their dataset.json, and how their files are called
+TASKS = {
+    "BRATS": (("FLAIR", "T1w", "t1gd", "T2w"), ("edema", "non-enhancing tumor", "enhancing tumour")),
+    "la": (("MRI",), ("left atrium",)),
+    "liver": (("CT",), ("liver", "cancer")),
+    "hippocampus": (("MRI",), ("Anterior", "Posterior")),
+    "prostate": (("T2", "ADC"), ("PZ", "TZ")),
+    "lung": (("CT",), ("cancer",)),
+    "pancreas": (("CT",), ("pancreas", "cancer")),
+    "hepaticvessel": (("CT",), ("Vessel", "Tumour")),
+    "spleen": (("CT",), ("spleen",)),
+    "colon": (("CT",), ("colon cancer primaries",)),
+}
+
+
+@pytest.mark.parametrize("prefix", TASKS)
+def test_each_of_the_ten_tasks(tmp_path: Path, workspace: Workspace, prefix: str) -> None:
+    modality, names = TASKS[prefix]
+    source = tmp_path / "renamed"
+    rng = np.random.default_rng(len(prefix))
+    affine = np.diag([*rng.uniform(0.5, 3, 3), 1])
+    affine[:3, 3] = rng.uniform(-100, 100, 3)
+    scan = rng.integers(-1000, 1000, (*SIZE, len(modality))).astype(np.int16)
+    organs = rng.integers(0, len(names) + 1, SIZE).astype(np.uint8)
+    organs.flat[: len(names) + 1] = range(len(names) + 1)
+    for sub, voxels in (("imagesTr", scan if len(modality) > 1 else scan[..., 0]), ("labelsTr", organs)):
+        (source / sub).mkdir(parents=True)
+        nib.save(nib.Nifti1Image(voxels, affine), source / sub / f"{prefix}_001.nii.gz")
+        (source / sub / f"._{prefix}_001.nii.gz").write_bytes(b"macOS")
+    content = {
+        "name": "LEFT ATRIUM",
+        "tensorImageSize": "4D" if len(modality) > 1 else "3D",
+        "modality": {str(channel): name for channel, name in enumerate(modality)},
+        "labels": {str(value): name for value, name in enumerate(("background", *names))},
+        "training": [{"image": f"./imagesTr/{prefix}_001.nii.gz", "label": f"./labelsTr/{prefix}_001.nii.gz"}],
+        "test": [f"./imagesTs/{prefix}_002.nii.gz"],
+    }
+    (source / "dataset.json").write_text(json.dumps(content))
+    folder = run(source, workspace).folder
+    written = json.loads((folder / "dataset.json").read_text())
+    assert written["channel_names"] == content["modality"]
+    assert written["labels"] == {"background": 0} | {name: value for value, name in enumerate(names, start=1)}
+    for channel in range(len(modality)):
+        image = nib.load(folder / f"imagesTr/{prefix}_001_{channel:04d}.nii.gz")
+        np.testing.assert_array_equal(np.asanyarray(image.dataobj), scan[..., channel])
+        np.testing.assert_allclose(image.affine, affine, atol=1e-4)
+    np.testing.assert_array_equal(np.asanyarray(nib.load(folder / f"labelsTr/{prefix}_001.nii.gz").dataobj), organs)
+    assert MSDConverter().recognise(source).certainty == 1.0
+
+
 # --- what is refused ------------------------------------------------------------------------------------------------
 
 
@@ -263,7 +318,7 @@ def test_nnunet_v1_names_are_recognised(tmp_path: Path, workspace: Workspace) ->
     source = task(tmp_path)
     for path in list((source / "imagesTr").iterdir()):
         path.rename(path.with_name(path.name.replace(".nii.gz", "_0000.nii.gz")))
-    assert "format 'folder'" in refusal(source, workspace)
+    assert "format 'nnunet'" in refusal(source, workspace)
 
 
 @pytest.mark.parametrize("gone", ["imagesTr/brain_001.nii.gz", "labelsTr/brain_001.nii.gz"])
@@ -319,8 +374,8 @@ def test_a_dataset_json_that_is_no_json(tmp_path: Path, workspace: Workspace) ->
 
 
 def test_names_that_cannot_be(tmp_path: Path, workspace: Workspace) -> None:
-    source = task(tmp_path, name="Brain Tumour")
-    assert "'Brain Tumour' cannot be the name" in refusal(source, workspace)
+    source = task(tmp_path)
+    assert "'Brain Tumour' cannot be the name" in refusal(source, workspace, name="Brain Tumour")
     assert "'../x' cannot be the name" in refusal(source, workspace, name="../x")
 
 

@@ -57,6 +57,28 @@ def test_five_folds_partition_the_cases(project: Project) -> None:
     assert json.loads((project.preprocessed / "splits_final.json").read_text()) == folds
 
 
+def test_splits_of_the_conversion_are_taken(project: Project) -> None:
+    add_cases(project, "a", "b", "c")
+    raw = project.workspace.raw / project.name
+    raw.mkdir(parents=True)
+    chosen = [{"train": ["c"], "val": ["a", "b"]}]
+    (raw / "splits_final.json").write_text(json.dumps(chosen))
+    assert splits_module.ensure_splits(project, "3d_fullres") == chosen
+    assert json.loads((project.preprocessed / "splits_final.json").read_text()) == chosen
+    # from then on, the preprocessed ones count
+    (raw / "splits_final.json").write_text("no splits")
+    assert splits_module.ensure_splits(project, "3d_fullres") == chosen
+
+
+def test_splits_of_the_conversion_must_fit_the_cases(project: Project) -> None:
+    add_cases(project, "a", "b")
+    raw = project.workspace.raw / project.name
+    raw.mkdir(parents=True)
+    (raw / "splits_final.json").write_text(json.dumps([{"train": ["a"], "val": ["gone"]}]))
+    with pytest.raises(BadInputError, match=r"names 1 case.* does not have preprocessed, e.g. gone"):
+        splits_module.ensure_splits(project, "3d_fullres")
+
+
 def test_splits_are_those_of_stock_nnunet(project: Project) -> None:
     from nnunetv2.utilities.crossval_split import generate_crossval_split
 

@@ -1,74 +1,25 @@
-"""Every defect is found, named with its file, and told apart from the others."""
+"""Every defect of a case is found, named with its file, and told apart from the others."""
 
 from __future__ import annotations
 
 import gzip
-import json
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from scipy.spatial.transform import Rotation
 
-from diffseg_nnunet.raw_dataset import Case, RawDataset
-from diffseg_nnunet.verification import (
-    Finding,
-    UnreadableVolumeError,
-    check_case,
-    in_threads,
-    listed,
-    read_volume,
-    verify_dataset,
-)
-
-SIZE = (9, 8, 7)
-
-
-def oblique(seed: int) -> tuple[list[float], list[float], list[float]]:
-    """Spacing, origin (mm) and direction cosines of a randomly rotated grid."""
-    rng = np.random.default_rng(seed)
-    rotation, _ = np.linalg.qr(rng.normal(size=(3, 3)))
-    rotation *= np.sign(np.linalg.det(rotation))
-    return rng.uniform(0.5, 4, 3).tolist(), rng.uniform(-300, 300, 3).tolist(), rotation.ravel().tolist()
-
-
-def write(path: Path, voxels: np.ndarray, seed: int = 0, **geometry: list[float]) -> Path:
-    """Write `voxels` (z, y, x) with the geometry of `seed`, single properties of it replaced."""
-    volume = sitk.GetImageFromArray(voxels)
-    spacing, origin, direction = oblique(seed)
-    volume.SetSpacing(geometry.get("spacing", spacing))
-    volume.SetOrigin(geometry.get("origin", origin))
-    volume.SetDirection(geometry.get("direction", direction))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sitk.WriteImage(volume, str(path), True)
-    return path
-
-
-def noise(seed: int = 0, size: tuple[int, ...] = SIZE) -> np.ndarray:
-    return np.random.default_rng(seed).normal(size=size).astype(np.float32)
-
-
-def organs(dtype: type = np.uint8) -> np.ndarray:
-    label = np.zeros(SIZE, dtype)
-    label[2:4], label[4:6] = 1, 2
-    return label
-
-
-def truncate(path: Path, fraction: float = 0.6) -> None:
-    content = path.read_bytes()
-    path.write_bytes(content[: int(len(content) * fraction)])
-
-
-@pytest.fixture
-def case(tmp_path: Path) -> Case:
-    image = write(tmp_path / "imagesTr/liver_1_0000.nii.gz", noise())
-    return Case("liver_1", (image,), write(tmp_path / "labelsTr/liver_1.nii.gz", organs()))
+from diffseg_nnunet.raw_dataset import Case
+from diffseg_nnunet.verification import Finding, UnreadableVolumeError, Volume, check_case, examine, read_volume
+from tests.verification.conftest import SIZE, noise, oblique, organs, truncate, write
 
 
 def findings(case: Case, channel_count: int = 1, label_values: frozenset[int] | None = frozenset({0, 1, 2})) -> dict:
     allowed = None if label_values is None else set(label_values)
-    return {finding.code: finding for finding in check_case(case, channel_count=channel_count, label_values=allowed)}
+    examination = check_case(case, channel_count=channel_count, label_values=allowed)
+    return {finding.code: finding for finding in examination.findings}
 
 
 def only(found: dict[str, Finding], code: str) -> Finding:
@@ -85,7 +36,7 @@ def test_an_unlabelled_case_is_sound_unless_a_label_is_required(case: Case) -> N
     unlabelled = Case(case.identifier, case.images, None)
     assert findings(unlabelled) == {}
     found = check_case(unlabelled, channel_count=1, label_values={0}, label_required=True)
-    assert [finding.code for finding in found] == ["missing_label"]
+    assert [finding.code for finding in found.findings] == ["missing_label"]
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.1, 0.5, 0.99])
@@ -243,9 +194,12 @@ def test_nan_in_a_label(case: Case) -> None:
     assert "NaN" in only(findings(case), "not_finite").message
 
 
-def test_integers_saved_as_floats_are_accepted(case: Case) -> None:
+def test_integers_saved_as_floats_are_a_warning(case: Case) -> None:
     write(case.label, organs(np.float64))
-    assert findings(case) == {}
+    finding = only(findings(case), "label_float")
+    assert finding.severity == "warning"
+    assert "64-bit float" in finding.message
+    assert "diffseg convert" in finding.mend
 
 
 def test_image_and_label_of_different_size(case: Case) -> None:
@@ -259,12 +213,50 @@ def test_image_and_label_of_different_size(case: Case) -> None:
 @pytest.mark.parametrize("name", ["spacing", "origin", "direction"])
 def test_image_and_label_of_different_geometry(case: Case, name: str) -> None:
     values = dict(zip(("spacing", "origin", "direction"), oblique(0), strict=True))[name]
-    changed = oblique(1)[2] if name == "direction" else [values[0] + 0.01, *values[1:]]
+    changed = oblique(1)[2] if name == "direction" else [values[0] + 1.5, *values[1:]]
     write(case.label, organs(), **{name: changed})
     message = only(findings(case), f"label_{name}").message
     assert f"{changed[0]:.4f}"[:5] in message
     assert f"{values[0]:.4f}"[:5] in message
-    assert ("5.1e-06" if name == "spacing" else "0.001") + " is tolerated" in message
+    assert ("5.6e-06" if name == "spacing" else "0.001") + " is tolerated" in message
+
+
+@pytest.mark.parametrize(("name", "severity"), [("origin", "warning"), ("direction", "warning"), ("spacing", "error")])
+def test_a_header_rounded_to_three_digits_is_jitter(case: Case, name: str, severity: str) -> None:
+    values = dict(zip(("spacing", "origin", "direction"), oblique(0), strict=True))[name]
+    turned = (
+        Rotation.from_euler("z", 0.1, degrees=True).as_matrix() @ np.reshape(values, (3, 3)) if len(values) == 9 else 0
+    )
+    changed = turned.ravel().tolist() if len(values) == 9 else [value * 1.001 for value in values]
+    write(case.label, organs(), **{name: changed})
+    finding = only(findings(case), "label_jitter")
+    assert finding.severity == severity
+    assert f"differ in {name}" in finding.message
+    assert "diffseg convert" in finding.mend
+    assert ("nnU-Net stops" in finding.message) == (severity == "error")
+    volumes = [Volume(path, read_volume(path)) for path in (*case.images, case.label)]
+    (mended,) = examine("a", volumes[:1], volumes[1], channel_count=1, label_values={0, 1, 2}, repairs=True).findings
+    assert (mended.code, mended.severity) == ("label_jitter", "warning")
+    assert "the copy is mended" in mended.mend
+
+
+def test_half_a_voxel_is_no_jitter(case: Case) -> None:
+    spacing, origin, direction = oblique(0)
+    half = np.reshape(direction, (3, 3)) @ np.array([spacing[0] / 2, 0, 0])
+    write(case.label, organs(), origin=(np.array(origin) + half).tolist())
+    assert only(findings(case), "label_origin").severity == "error"
+
+
+def test_a_direction_that_the_header_does_not_state(tmp_path: Path) -> None:
+    image = nibabel.Nifti1Image(noise(), None)
+    image.header.set_sform(None, 0)
+    image.header.set_qform(None, 0)
+    nibabel.save(image, tmp_path / "case_0000.nii.gz")
+    examination = check_case(Case("case", (tmp_path / "case_0000.nii.gz",), None), channel_count=1, label_values=None)
+    (finding,) = examination.findings
+    assert (finding.code, finding.severity) == ("direction_missing", "warning")
+    assert "left and right are a guess" in finding.message
+    assert not examination.record.direction_stated
 
 
 @pytest.mark.parametrize(("name", "shift"), [("spacing", 1e-6), ("origin", 4e-4)])
@@ -283,7 +275,7 @@ def test_channels_of_different_geometry(case: Case, tmp_path: Path) -> None:
 
 def test_spacings_that_nnunet_would_stop_at(case: Case, tmp_path: Path) -> None:
     spacing = oblique(0)[0]
-    changed = [spacing[0] * 1.0002, *spacing[1:]]
+    changed = [spacing[0] * 1.1, *spacing[1:]]
     second = write(tmp_path / "imagesTr/liver_1_0001.nii.gz", noise(1), spacing=changed)
     both = Case("liver_1", (*case.images, second), case.label)
     assert only(findings(both, channel_count=2), "channel_spacing")
@@ -301,161 +293,3 @@ def test_an_unreadable_first_channel_hides_no_other_finding(case: Case, tmp_path
 def test_wrong_number_of_channels_and_no_image_at_all(case: Case) -> None:
     assert "has 1 image(s), the data set 2" in only(findings(case, channel_count=2), "channel_count").message
     assert only(findings(Case("liver_1", (), case.label)), "missing_image")
-
-
-# --- a whole data set -----------------------------------------------------------------------------------------------
-
-
-def make_dataset(root: Path, **changes: object) -> Path:
-    folder = root / "Dataset003_Liver"
-    for number in (1, 2):
-        write(folder / f"imagesTr/liver_{number}_0000.nii.gz", noise(number), seed=number)
-        write(folder / f"labelsTr/liver_{number}.nii.gz", organs(), seed=number)
-    write(folder / "imagesUn/pool_1_0000.nii.gz", noise(3))
-    content = {
-        "channel_names": {"0": "CT"},
-        "labels": {"background": 0, "liver": 1, "tumour": 2},
-        "numTraining": 2,
-        "file_ending": ".nii.gz",
-        **changes,
-    }
-    content = {key: value for key, value in content.items() if value is not None}
-    (folder / "dataset.json").write_text(json.dumps(content))
-    return folder
-
-
-def verify(folder: Path, workers: int = 2) -> list[Finding]:
-    return verify_dataset(RawDataset.open(folder), workers=workers)
-
-
-def test_a_sound_dataset_and_its_progress(tmp_path: Path) -> None:
-    seen: list[tuple[int, int]] = []
-    dataset = RawDataset.open(make_dataset(tmp_path))
-    assert verify_dataset(dataset, workers=2, progress=lambda done, total: seen.append((done, total))) == []
-    assert seen == [(1, 3), (2, 3), (3, 3)]
-
-
-def test_one_bad_case_does_not_hide_another(tmp_path: Path) -> None:
-    folder = make_dataset(tmp_path)
-    truncate(folder / "imagesTr/liver_1_0000.nii.gz")
-    truncate(folder / "imagesUn/pool_1_0000.nii.gz")
-    assert [(finding.case, finding.code) for finding in verify(folder)] == [
-        ("liver_1", "unreadable"),
-        ("pool_1", "unreadable"),
-    ]
-
-
-def test_a_pool_without_labels_is_sound(tmp_path: Path) -> None:
-    folder = make_dataset(tmp_path, numTraining=0, labels={"background": 0})
-    for path in [*folder.glob("imagesTr/*"), *folder.glob("labelsTr/*")]:
-        path.unlink()
-    assert verify(folder) == []
-    (folder / "imagesUn/pool_1_0000.nii.gz").unlink()
-    assert [finding.code for finding in verify(folder)] == ["no_cases"]
-
-
-@pytest.mark.parametrize("key", ["channel_names", "labels", "numTraining", "file_ending"])
-def test_a_missing_key(tmp_path: Path, key: str) -> None:
-    (finding,) = verify(make_dataset(tmp_path, **{key: None}))
-    assert finding.code == "missing_key"
-    assert f"'{key}'" in finding.message
-
-
-@pytest.mark.parametrize(
-    ("labels", "code", "words"),
-    [
-        ({"background": 0, "a": 1, "b": 3, "c": 2, "d": 5}, "labels_not_consecutive", "0, 1, 2, 3, 5"),
-        ({"liver": 0, "a": 1, "b": 2}, "labels_background", "background"),
-        ({"background": 0, "a": "one", "b": 2}, "label_definition", "one"),
-        ({"background": 0, "ignore": 1, "b": 2}, "ignore_not_highest", "must be the highest"),
-        ({"background": 0, "all": [1, 2], "b": 2}, "missing_key", "regions_class_order"),
-    ],
-)
-def test_labels_that_nnunet_refuses(tmp_path: Path, labels: dict, code: str, words: str) -> None:
-    (finding,) = verify(make_dataset(tmp_path, labels=labels))
-    assert finding.code == code
-    assert words in finding.message
-
-
-def test_regions_and_ignore_are_fine(tmp_path: Path) -> None:
-    labels = {"background": 0, "all": [1, 2], "b": 2, "ignore": 3}
-    assert verify(make_dataset(tmp_path, labels=labels, regions_class_order=[1, 2])) == []
-
-
-def test_numtraining_that_does_not_fit(tmp_path: Path) -> None:
-    (finding,) = verify(make_dataset(tmp_path, numTraining=5))
-    assert finding.code == "num_training"
-    assert "has 2 training cases" in finding.message
-    assert "numTraining is 5" in finding.message
-
-
-@pytest.mark.parametrize(
-    ("gone", "code", "words"),
-    [
-        ("labelsTr/liver_2.nii.gz", "missing_label", "has no label liver_2.nii.gz in labelsTr"),
-        ("imagesTr/liver_2_0000.nii.gz", "missing_image", "has no image liver_2_0000.nii.gz in imagesTr"),
-    ],
-)
-def test_files_without_counterpart(tmp_path: Path, gone: str, code: str, words: str) -> None:
-    folder = make_dataset(tmp_path)
-    (folder / gone).unlink()
-    found = {finding.code: finding for finding in verify(folder)}
-    assert words in found[code].message
-    assert found[code].case == "liver_2"
-
-
-def test_an_identifier_both_labelled_and_unlabelled(tmp_path: Path) -> None:
-    folder = make_dataset(tmp_path)
-    (folder / "imagesUn/pool_1_0000.nii.gz").rename(folder / "imagesUn/liver_1_0000.nii.gz")
-    (finding,) = verify(folder)
-    assert (finding.code, finding.case, finding.severity) == ("duplicate_identifier", "liver_1", "error")
-
-
-def test_a_test_case_seen_in_training_and_names_that_differ_by_case_are_warnings(tmp_path: Path) -> None:
-    folder = make_dataset(tmp_path)
-    write(folder / "imagesTs/liver_1_0000.nii.gz", noise())
-    write(folder / "imagesUn/Liver_2_0000.nii.gz", noise())
-    found = verify(folder)
-    assert [(finding.code, finding.severity) for finding in found] == [("duplicate_identifier", "warning")] * 2
-    assert "imagesTs" in found[0].message
-    assert "Liver_2, liver_2" in found[1].message
-
-
-def test_names_that_nnunet_would_cut_or_overlook(tmp_path: Path) -> None:
-    folder = make_dataset(tmp_path)
-    write(folder / "imagesUn/plain.nii.gz", noise())
-    write(folder / "imagesUn/pool_1_0000.nrrd", noise())
-    write(folder / "imagesUn/other_0000.mha", noise())
-    messages = [finding.message for finding in verify(folder) if finding.code == "bad_name"]
-    assert len(messages) == 3
-    assert "other_0000.mha does not end in .nii.gz" in messages[0]
-    assert "plain.nii.gz has no channel number" in messages[1]
-    assert "pool_1_0000.nrrd and pool_1_0000.nii.gz are the same case twice" in messages[2]
-
-
-def test_a_gap_in_the_channels_and_an_unsafe_identifier(tmp_path: Path) -> None:
-    folder = make_dataset(tmp_path)
-    write(folder / "imagesUn/gap_0001.nii.gz", noise())
-    write(folder / "imagesUn/scan_seg_0000.nii.gz", noise())
-    assert {finding.code: finding.case for finding in verify(folder)} == {
-        "channel_numbers": "gap",
-        "bad_identifier": "scan_seg",
-    }
-
-
-def test_the_dataset_key_is_honoured(tmp_path: Path) -> None:
-    entry = {"images": ["imagesTr/liver_1_0000.nii.gz"], "label": "labelsTr/gone.nii.gz"}
-    folder = make_dataset(tmp_path, dataset={"x": entry}, numTraining=1)
-    (finding,) = verify(folder)
-    assert (finding.code, finding.case) == ("missing_file", "x")
-
-
-def test_threads_keep_the_order_and_raise_the_first_error() -> None:
-    assert in_threads(lambda number: number**2, range(20), workers=4) == [number**2 for number in range(20)]
-    with pytest.raises(ZeroDivisionError):
-        in_threads(lambda number: 1 / number, [1, 0, 2], workers=1)
-
-
-def test_long_lists_are_cut() -> None:
-    assert listed(range(3)) == "0, 1, 2"
-    assert listed(range(13)).endswith("9, and 3 more")

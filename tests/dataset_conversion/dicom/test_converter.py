@@ -281,6 +281,18 @@ def test_rois_that_mean_nothing(text: str, words: str) -> None:
         parse_rois(text)
 
 
+def test_one_object_a_structure_is_one_label(tree: Path) -> None:
+    """Segments in objects of their own, of different kinds, and contours beside them."""
+    mask = two_organs()
+    paths = write_series(tree / "ct", stored_values())
+    write_seg(tree / "SEG1", paths, (mask == 1).astype(np.uint8), ["Ring"])
+    write_seg(tree / "SEG2", paths, (mask == 2).astype(np.uint8), ["Block"], "LABELMAP")
+    write_rtstruct(tree / "RS", paths, rois_of(paths, mask, "Liver"))
+    (case,) = plan(tree).cases
+    assert {path.name for path in case.label.files} == {"RS", "SEG1", "SEG2"}
+    assert plan(tree).labels == {"background": 0, "block": 1, "liver": 2, "ring": 3}
+
+
 def test_two_readers_must_be_chosen_from(tree: Path, workspace: Workspace) -> None:
     paths = write_series(tree / "ct", stored_values())
     for reader in ("Smith", "Jones"):

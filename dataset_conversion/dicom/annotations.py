@@ -12,7 +12,7 @@ import numpy as np
 from diffseg_nnunet.verification import UnreadableVolumeError, listed
 
 from ..sources import Read
-from .series import DicomSeries
+from .series import DAMAGED, DicomSeries
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
@@ -78,10 +78,13 @@ class DrawnLabel:
         image = read(self.series)
         packed: dict[int, np.ndarray] = {}
         for drawn in self.objects:
-            for value, mask in drawn.masks(image):
-                # an eighth of the memory: a structure set may hold dozens of structures
-                bits = np.packbits(mask)
-                packed[value] = packed[value] | bits if value in packed else bits
+            try:
+                for value, mask in drawn.masks(image):
+                    # an eighth of the memory: a structure set may hold dozens of structures
+                    bits = np.packbits(mask)
+                    packed[value] = packed[value] | bits if value in packed else bits
+            except DAMAGED as error:
+                raise UnreadableVolumeError(drawn.path, f"it is damaged ({error})") from error
         label = np.zeros(image.GetSize()[::-1], np.uint8 if max(packed, default=0) < 256 else np.uint16)
         sizes = {value: int(np.count_nonzero(np.unpackbits(bits))) for value, bits in packed.items()}
         for value in sorted(packed, key=lambda value: (-sizes[value], value)):

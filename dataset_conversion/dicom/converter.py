@@ -19,7 +19,7 @@ from ..folder import require_folder
 from .annotations import Annotation
 from .index import Index, index, is_dicom
 from .matching import ImageStack, annotated_series, described, label_source, stack_of, stacks
-from .naming import IDENTIFIERS, identifiers, safe
+from .naming import IDENTIFIERS, identifiers
 from .selection import MODALITIES, Wanted, image_modality, is_annotation, pick
 from .structures import label_of, label_values, notes_on_names, parse_rois
 
@@ -90,7 +90,7 @@ class DicomConverter(Converter):
         if partial and any(case.unannotated for case in labelled):
             values[IGNORE] = len(values)
         return ConversionPlan(
-            name=name or safe(source.resolve().name) or "DICOM",
+            name=name or "_".join(re.findall(r"[A-Za-z0-9]+", source.resolve().name)) or "DICOM",
             channel_names={0: modality},
             labels=values,
             cases=tuple(labelled),

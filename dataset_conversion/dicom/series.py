@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +25,17 @@ if TYPE_CHECKING:
 
 _INT16 = np.iinfo(np.int16)
 # what pydicom raises where an attribute holds what it must not; values are parsed when they are asked for
-DAMAGED = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, NotImplementedError, struct.error)
+DAMAGED = (
+    ValueError,
+    TypeError,
+    AttributeError,
+    LookupError,
+    ArithmeticError,
+    NotImplementedError,
+    OSError,
+    EOFError,
+    struct.error,
+)
 
 
 @dataclass(frozen=True)
@@ -53,7 +64,7 @@ class DicomSeries:
         places = {plane: place for place, plane in enumerate(found.planes)}
         for dataset, of_file in _opened(found.planes):
             for plane in of_file:
-                values = real_values(dataset, plane)
+                values = _values(dataset, plane)
                 if volume is None:
                     # not before there are pixels of the size that the header promises
                     volume = np.empty((len(found.planes), *values.shape), np.int16)
@@ -83,6 +94,13 @@ class DicomSeries:
             raise UnreadableVolumeError(where, reason, "geometry", error.mend) from error
 
 
+def _values(dataset: Dataset, plane: Plane) -> np.ndarray:
+    try:
+        return real_values(dataset, plane)
+    except DAMAGED as error:
+        raise UnreadableVolumeError(plane.path, f"its header is damaged ({error})") from error
+
+
 def read_dataset(path: Path, *, pixels: bool = True) -> Dataset:
     """A DICOM file, with or without its preamble.
 
@@ -91,6 +109,7 @@ def read_dataset(path: Path, *, pixels: bool = True) -> Dataset:
     """
     from pydicom import dcmread
 
+    _without_warnings()
     try:
         # files of old archives lack the preamble; what is no DICOM at all has no SOPClassUID either
         dataset = dcmread(path, stop_before_pixels=not pixels, force=True)
@@ -101,6 +120,17 @@ def read_dataset(path: Path, *, pixels: bool = True) -> Dataset:
     if getattr(dataset, "file_meta", None) is None or "TransferSyntaxUID" not in dataset.file_meta:
         _assume_syntax(dataset)
     return dataset
+
+
+@cache
+def _without_warnings() -> None:
+    """Spare the user a line for every value that is not to the letter of the standard: archives are full of them.
+
+    What matters here is checked here.
+    """
+    from pydicom import config
+
+    config.settings.reading_validation_mode = config.IGNORE
 
 
 def read_planes(path: Path) -> tuple[Plane, ...]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydicom import dcmread
 from pydicom.encaps import encapsulate
@@ -297,6 +298,21 @@ def test_damaged_files_are_named(tmp_path: Path, syntax: str, change: Callable, 
     message = refusal(paths)
     assert words in message
     assert "IM0003.dcm" in message
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.integers(128, 1500), st.integers(0, 255)), min_size=1, max_size=5))
+def test_damaged_headers_are_read_or_refused(tmp_path: Path, changes: list[tuple[int, int]]) -> None:
+    paths = sorted(tmp_path.glob("*.dcm")) or write_series(tmp_path, stored_values(size=(3, 14, 11)))
+    whole = paths[1].read_bytes()
+    damaged = bytearray(whole)
+    for place, value in changes:
+        damaged[place % len(damaged)] = value
+    paths[1].write_bytes(damaged)
+    # anything but this error would end the conversion of all cases
+    with contextlib.suppress(UnreadableVolumeError):
+        read(paths)
+    paths[1].write_bytes(whole)
 
 
 def test_a_missing_file(tmp_path: Path) -> None:

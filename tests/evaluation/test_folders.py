@@ -19,9 +19,8 @@ from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.evaluation.folders import Evaluation, evaluate_folders
 from diffseg_nnunet.evaluation.labels import read_label_names, scored_structures
 from diffseg_nnunet.evaluation.metrics import ABSENT_STRUCTURE_RULES
-from diffseg_nnunet.evaluation.report import summary_table, write_report
-
-pytestmark = pytest.mark.filterwarnings("ignore:.*scipy.ndimage.*:DeprecationWarning")
+from diffseg_nnunet.evaluation.report import write_report
+from diffseg_nnunet.evaluation.tables import summary_table
 
 LABELS = {"liver": 1, "spleen": 2, "both": (1, 2)}
 SPACING_XYZ = (0.5, 1.0, 3.0)

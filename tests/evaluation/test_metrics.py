@@ -13,7 +13,7 @@ from monai.metrics import DiceMetric
 from scipy.spatial.distance import cdist
 from surface_distance import lookup_tables
 
-from diffseg_nnunet.evaluation.metrics import joint_box, label_boxes, score_label_maps, score_structure
+from diffseg_nnunet.evaluation.metrics import joint_box, label_boxes, score_structure
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*scipy.ndimage.*:DeprecationWarning")
 
@@ -178,26 +178,6 @@ def test_dsc_equals_monai(a: np.ndarray, b: np.ndarray) -> None:
     metric = DiceMetric(include_background=True)
     metric(y_pred=prediction, y=reference)
     assert score_structure(a, b, (1, 1, 1), 1.0).dsc == pytest.approx(metric.aggregate().item(), abs=1e-6)
-
-
-@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int64])
-def test_label_maps_score_as_their_masks_do(dtype: type) -> None:
-    generator = np.random.default_rng(0)
-    reference, prediction = generator.integers(0, 5, (2, 6, 7, 8)).astype(dtype)
-    structures = {"one": (1,), "region": (2, 4), "absent": (9,)}
-    scores = score_label_maps(reference, prediction, structures, (2.0, 1.0, 1.0), 1.0)
-    assert list(scores) == list(structures)
-    for name, values in structures.items():
-        masks_of_name = np.isin(reference, values), np.isin(prediction, values)
-        assert scores[name] == score_structure(*masks_of_name, (2.0, 1.0, 1.0), 1.0)
-
-
-def test_ignored_voxels_count_for_neither_side() -> None:
-    reference, prediction = np.ones((4, 4, 4), dtype=np.uint8), np.ones((4, 4, 4), dtype=np.uint8)
-    prediction[0], reference[0] = 0, 7
-    prediction[0, 0, 0] = 1
-    scores = score_label_maps(reference, prediction, {"organ": (1,)}, (1, 1, 1), 1.0, ignore=7)["organ"]
-    assert (scores.dsc, scores.hd95_mm, scores.prediction_ml) == (1.0, 0.0, pytest.approx(0.048))
 
 
 def test_label_boxes_lists_what_is_present() -> None:

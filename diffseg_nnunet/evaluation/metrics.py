@@ -85,7 +85,7 @@ def score_structure(
     Source: definitions and surface elements of Nikolov et al., arXiv:1809.04430, in deepmind's surface-distance.
     """
     _check(reference, prediction, spacing_mm, tolerance_mm)
-    # The surfaces depend on nothing beyond the masks' neighbours, so the crop changes no score, only the time.
+    # Beyond the masks all is empty, so the crop changes no score, only the time.
     box = joint_box(reference, prediction)
     reference, prediction = reference[box], prediction[box]
     n_reference, n_prediction = int(np.count_nonzero(reference)), int(np.count_nonzero(prediction))
@@ -129,12 +129,10 @@ def box_around(boxes: Sequence[Box], ndim: int) -> Box:
     return tuple(slice(min(s.start for s in sides), max(s.stop for s in sides)) for sides in zip(*boxes, strict=True))
 
 
-def joint_box(reference: NDArray[np.bool_], prediction: NDArray[np.bool_], margin: int = 1) -> Box:
-    """The smallest box around both masks, widened by `margin` voxels within the volume; of size 0 if both are empty."""
+def joint_box(reference: NDArray[np.bool_], prediction: NDArray[np.bool_]) -> Box:
+    """The smallest box around both masks, of size 0 if both are empty."""
     found = ndimage.find_objects((reference | prediction).view(np.uint8), max_label=1)[0]
-    if found is None:
-        return (slice(0, 0),) * reference.ndim
-    return tuple(slice(max(0, side.start - margin), side.stop + margin) for side in found)
+    return (slice(0, 0),) * reference.ndim if found is None else found
 
 
 def _check(

@@ -24,6 +24,8 @@ COMPARISON_METHOD = (
     "altogether is punished by its DSC, IoU and NSD, not by its distances."
 )
 
+_DECIMALS = 9
+
 
 @dataclass(frozen=True)
 class PairedScore:
@@ -83,6 +85,8 @@ def compare(prediction: Evaluation, against: Evaluation, *, seed: int = 0) -> Co
     scores: list[PairedScore] = []
     for metric in HIGHER_IS_BETTER:
         differences = _table(prediction, metric, structures, cases) - _table(against, metric, structures, cases)
+        # Equal scores of two maps may differ in the last bit: neither a win nor a rank of its own.
+        differences = np.round(differences, _DECIMALS)
         of_metric = [_paired_score(name, metric, row, seed) for name, row in zip(structures, differences, strict=True)]
         scores += [*_with_holm(of_metric), _paired_score(ALL_STRUCTURES, metric, _mean_of_defined(differences), seed)]
     order = {structure: place for place, structure in enumerate([*structures, ALL_STRUCTURES])}

@@ -45,7 +45,7 @@ _SUMMARY_COLUMNS = (
 
 
 def write_report(evaluation: Evaluation, folder: Path | str) -> dict[str, Path]:
-    """Write the files, each whole or not at all; files of an earlier report are replaced.
+    """Write the files, each whole or not at all; files of an earlier report are replaced, its comparison removed.
 
     - ``scores.json``: the whole `Evaluation`, undefined values as null.
     - ``scores.csv``: a row per case and structure, undefined values empty.
@@ -59,6 +59,8 @@ def write_report(evaluation: Evaluation, folder: Path | str) -> dict[str, Path]:
     rows = pd.DataFrame([asdict(row) for row in evaluation.rows], columns=[field.name for field in fields(ScoreRow)])
     summaries = pd.DataFrame([_summary_row(summary) for summary in evaluation.structures], columns=_SUMMARY_COLUMNS)
     paths = {name: folder / name for name in (SCORES_JSON, SCORES_CSV, SUMMARY_CSV)}
+    for outdated in (OFFICIAL_CSV, COMPARISON_CSV, COMPARISON_JSON):
+        (folder / outdated).unlink(missing_ok=True)
     write_file(paths[SCORES_CSV], lambda temporary: rows.to_csv(temporary, index=False))
     write_file(paths[SUMMARY_CSV], lambda temporary: summaries.to_csv(temporary, index=False))
     settings = evaluation.settings["protocol"]

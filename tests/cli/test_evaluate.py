@@ -97,6 +97,8 @@ def test_two_predictions_are_compared(diffseg: CommandLine, predicted: Source) -
     assert (report / "comparison.csv").is_file()
     assert re.search(r"organ +DSC +\+0\.\d+ \[", finished.out)
     assert "3/0/0" in finished.out
+    evaluate(diffseg, predicted).ok()
+    assert not (report / "comparison.json").exists()
 
 
 def test_protocols_labels_and_tolerances(diffseg: CommandLine, predicted: Source) -> None:

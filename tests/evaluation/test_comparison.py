@@ -151,6 +151,12 @@ def test_exchanging_the_predictions_exchanges_the_signs() -> None:
         assert one.rank_biserial == pytest.approx(-other.rank_biserial)
 
 
+def test_a_difference_in_the_last_bit_is_a_tie() -> None:
+    mine, theirs = ({("a", structure): (dsc, 6.0) for structure in STRUCTURES} for dsc in (0.3, 0.1 + 0.2))
+    score = of(compare(evaluation(mine), evaluation(theirs)), "liver")
+    assert (score.wins, score.ties, score.losses, score.p) == (0, 1, 0, 1.0)
+
+
 def test_failed_cases_are_left_out_and_named() -> None:
     mine, theirs = paired()
     shorter = evaluation({(r.case, r.structure): (r.dsc, r.hd95_mm) for r in theirs.rows if r.case != "c3"}, ("c3",))

@@ -28,7 +28,7 @@ def demo(
     folder = (workspace or Path("diffseg_demo")).resolve()
     # a workspace of its own, whatever nnU-Net variables are exported: the demo must not touch anybody's data
     active = Location(*(folder / variable for variable in NNUNET_VARIABLES)).activate()
-    from diffseg_nnunet.evaluation.report import summary_table
+    from diffseg_nnunet.evaluation.tables import summary_table
     from diffseg_nnunet.pipeline.demo import demo as run_demo
 
     with ConsoleReporter().live() as reporter:

@@ -46,7 +46,7 @@ def run(
     with open_project(workspace, dataset_id) as project:
         from diffseg_nnunet.cli.arguments import check_choice, given, parse_fold
         from diffseg_nnunet.errors import EXIT_BAD_INPUT
-        from diffseg_nnunet.evaluation.report import summary_table
+        from diffseg_nnunet.evaluation.tables import summary_table
         from diffseg_nnunet.pipeline.run import RunRequest
         from diffseg_nnunet.pipeline.run import run as run_stages
 

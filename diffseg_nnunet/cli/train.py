@@ -65,7 +65,7 @@ def train(
         )
         if not is_first():
             return
-        from diffseg_nnunet.evaluation.report import summary_table
+        from diffseg_nnunet.evaluation.tables import summary_table
 
         evaluation = evaluate_validation(project, strategy, configuration, fold)
         project.reporter.console.print(summary_table(evaluation))

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import SimpleITK
-from numpy.typing import NDArray
-
 from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.evaluation import statistics
-from diffseg_nnunet.evaluation.labels import IGNORE, Labels, check_labels, scored_structures
-from diffseg_nnunet.evaluation.metrics import ABSENT_STRUCTURE_RULES, DEFINITIONS, label_boxes, score_label_maps
-from diffseg_nnunet.evaluation.statistics import CaseFailure, Evaluation, ScoreRow
-from diffseg_nnunet.verification import UnreadableVolumeError, read_volume
+from diffseg_nnunet.evaluation.cases import CaseScores, Task, score_case
+from diffseg_nnunet.evaluation.labels import Labels, check_labels
+from diffseg_nnunet.evaluation.metrics import DEFINITIONS
+from diffseg_nnunet.evaluation.official import official_means
+from diffseg_nnunet.evaluation.protocols import PLAIN, Protocol
+from diffseg_nnunet.evaluation.statistics import CaseFailure, Evaluation
+from diffseg_nnunet.evaluation.structures import Matching, match_structures, settings_of
 
 FILE_ENDINGS = (".nii.gz", ".nii", ".mha", ".nrrd")
-GEOMETRY_TOLERANCE = 1e-3
 _NAMES_IN_MESSAGE = 10
 
 
@@ -29,10 +26,14 @@ def evaluate_folders(
     reference: Path | str,
     labels: Labels,
     *,
-    tolerance_mm: float = 1.0,
+    prediction_labels: Labels | None = None,
+    protocol: Protocol = PLAIN,
+    tolerance_mm: float | None = None,
+    tolerances_mm: Mapping[str, float] | None = None,
     workers: int = 1,
     cases: Sequence[str] | None = None,
     seed: int = 0,
+    worst: int = statistics.WORST_CASES,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Score every structure of every case.
@@ -40,45 +41,60 @@ def evaluate_folders(
     Args:
         prediction: folder of label maps (.nii.gz, .nii, .mha, .nrrd), matched with the references by name.
         reference: folder of label maps.
-        labels: name to value or values, as from `read_label_names`. Voxels whose reference is "ignore" count for
-            neither side.
-        tolerance_mm: tolerance of NSD in mm.
+        labels: of the references: name to value or values, as from `read_label_names`. Voxels whose reference is
+            "ignore" count for neither side.
+        prediction_labels: of the predictions, matched with the references' by name; None: the same labels.
+        protocol: what is scored, and the rules.
+        tolerance_mm: tolerance of NSD in mm; None: the protocol's, or 1 mm.
+        tolerances_mm: other tolerances, by name of structure.
         workers: cases compared at once, each in a thread; every one holds two label maps in memory.
         cases: compare these only; None: all, and then both folders must have the same cases.
         seed: seed of the confidence intervals.
+        worst: how many of the worst cases are named.
         progress: called with (cases done, cases in all) after each case, in the caller's thread.
 
     Returns:
         The evaluation; cases that cannot be read, have another geometry or unknown label values are in `failures`.
 
     Raises:
-        BadInputError: a folder is missing or empty, cases are missing on one side, no structure is named, or a setting
-            is out of range.
+        BadInputError: a folder is missing or empty, cases are missing on one side, no structure is named or matched,
+            or a setting is out of range.
     """
     check_labels(labels, "the labels")
-    if not tolerance_mm >= 0:
-        raise BadInputError(f"The tolerance {tolerance_mm} mm is below 0.", "Give 0 mm or more.")
+    if prediction_labels is not None:
+        check_labels(prediction_labels, "the prediction's labels")
+    matching = match_structures(labels, prediction_labels, protocol, tolerance_mm, tolerances_mm)
     if workers < 1:
         raise BadInputError(f"{workers} workers cannot compare anything.", "Give 1 or more.")
     pairs = _match(Path(prediction), Path(reference), cases)
-    outcomes = _score_all(pairs, labels, tolerance_mm, workers, progress)
-    scored = [outcome for outcome in outcomes if not isinstance(outcome, CaseFailure)]
-    rows = tuple(row for of_case in scored for row in of_case)
+    task = Task(matching.structures, labels, labels if prediction_labels is None else prediction_labels, protocol)
+    outcomes = _score_all(pairs, task, workers, progress)
+    scored = [outcome for outcome in outcomes if isinstance(outcome, CaseScores)]
+    rows = tuple(row for of_case in scored for row in of_case.rows)
     return Evaluation(
         rows=rows,
-        structures=tuple(statistics.summarise_structure(name, rows, seed=seed) for name in scored_structures(labels)),
+        structures=tuple(
+            statistics.summarise_structure(structure.name, rows, seed=seed) for structure in matching.structures
+        ),
         case_means=statistics.case_means(rows),
         overall=statistics.summarise_all(rows, seed=seed),
-        settings=_settings(labels, tolerance_mm, seed),
+        settings=_settings(labels, prediction_labels, protocol, matching, seed),
         failures=tuple(outcome for outcome in outcomes if isinstance(outcome, CaseFailure)),
+        worst_cases=statistics.worst_cases(rows, worst),
+        remarks=tuple(remark for of_case in scored for remark in of_case.remarks),
+        official=official_means(rows, protocol),
     )
 
 
-def _settings(labels: Labels, tolerance_mm: float, seed: int) -> dict[str, Any]:
+def _settings(
+    labels: Labels, prediction_labels: Labels | None, protocol: Protocol, matching: Matching, seed: int
+) -> dict[str, Any]:
     return {
-        "tolerance_mm": float(tolerance_mm),
-        "labels": {name: value if isinstance(value, int) else list(value) for name, value in labels.items()},
-        "absent_structures": ABSENT_STRUCTURE_RULES,
+        "protocol": protocol.as_plain(),
+        **settings_of(matching),
+        "labels": _plain_labels(labels),
+        "prediction_labels": None if prediction_labels is None else _plain_labels(prediction_labels),
+        "absent_structures": protocol.absent_structure_rules(),
         "definitions": DEFINITIONS,
         "interval": {
             "method": statistics.INTERVAL_METHOD,
@@ -87,6 +103,10 @@ def _settings(labels: Labels, tolerance_mm: float, seed: int) -> dict[str, Any]:
             "seed": seed,
         },
     }
+
+
+def _plain_labels(labels: Labels) -> dict[str, int | list[int]]:
+    return {name: value if isinstance(value, int) else list(value) for name, value in labels.items()}
 
 
 def _files(folder: Path) -> dict[str, Path]:
@@ -132,15 +152,14 @@ def _match(prediction: Path, reference: Path, cases: Sequence[str] | None) -> di
 
 def _score_all(
     pairs: Mapping[str, tuple[Path, Path]],
-    labels: Labels,
-    tolerance_mm: float,
+    task: Task,
     workers: int,
     progress: Callable[[int, int], None] | None,
-) -> list[list[ScoreRow] | CaseFailure]:
-    # Threads: SimpleITK and the distance transform release the interpreter lock (two threads measured 1.5 times as
-    # fast on surfaces and 1.8 times on reading), and there are no processes to start and no arrays to copy.
+) -> list[CaseScores | CaseFailure]:
+    # Threads: SimpleITK and the search for nearest surfaces release the interpreter lock, and there are no processes to
+    # start and no arrays to copy.
     with ThreadPoolExecutor(max_workers=workers) as pool:
-        futures = [pool.submit(_score_case, case, *paths, labels, tolerance_mm) for case, paths in pairs.items()]
+        futures = [pool.submit(_score_or_fail, case, *paths, task) for case, paths in pairs.items()]
         try:
             for done, future in enumerate(as_completed(futures), start=1):
                 future.result()
@@ -152,59 +171,8 @@ def _score_all(
     return [future.result() for future in futures]
 
 
-def _score_case(
-    case: str, reference: Path, prediction: Path, labels: Labels, tolerance_mm: float
-) -> list[ScoreRow] | CaseFailure:
-    structures = scored_structures(labels)
-    ignore = labels.get(IGNORE)
-    known = {value for values in structures.values() for value in values} | ({ignore} - {None})
+def _score_or_fail(case: str, reference: Path, prediction: Path, task: Task) -> CaseScores | CaseFailure:
     try:
-        truth, guess = _read(reference), _read(prediction)
-        _check_geometry(truth, guess, prediction.name)
-        maps = [_label_map(truth, known, reference.name), _label_map(guess, known, prediction.name)]
+        return score_case(case, reference, prediction, task)
     except BadInputError as error:
         return CaseFailure(case, str(error))
-    spacing_mm = truth.GetSpacing()[::-1]
-    scores = score_label_maps(*maps, structures, spacing_mm, tolerance_mm, ignore)
-    return [ScoreRow(case, name, **asdict(of_structure)) for name, of_structure in scores.items()]
-
-
-def _read(path: Path) -> SimpleITK.Image:
-    try:
-        image = read_volume(path)
-    except UnreadableVolumeError as error:
-        raise BadInputError(f"{path.name} cannot be read: {error.reason}.", "Write it again.") from error
-    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
-        raise BadInputError(f"{path.name} is not a 3D label map with one value a voxel.", "Write one label map a file.")
-    return image
-
-
-def _check_geometry(reference: SimpleITK.Image, prediction: SimpleITK.Image, name: str) -> None:
-    for what in ("Size", "Spacing", "Origin", "Direction"):
-        expected, found = (getattr(image, f"Get{what}")() for image in (reference, prediction))
-        if not np.allclose(found, expected, rtol=0, atol=GEOMETRY_TOLERANCE):
-            raise BadInputError(
-                f"{name} has the {what.lower()} {_short(found)}, its reference {_short(expected)}.",
-                "Resample the prediction onto the grid of its reference.",
-            )
-
-
-def _short(numbers: Sequence[float]) -> str:
-    return "(" + ", ".join(f"{number:.6g}" for number in numbers) + ")"
-
-
-def _label_map(image: SimpleITK.Image, known: set[int], name: str) -> NDArray[np.integer]:
-    """The voxels as whole numbers, shape (z, y, x)."""
-    values = SimpleITK.GetArrayFromImage(image)
-    if not np.issubdtype(values.dtype, np.integer):
-        whole = np.isfinite(values).all() and (values == np.rint(values)).all() and np.abs(values).max() < 2**31
-        if not whole:
-            raise BadInputError(f"{name} has values that are not whole numbers.", "Give label maps, not images.")
-        values = values.astype(np.int32)
-    extremes = {int(values.min()), int(values.max())}
-    outside = {value for value in extremes if not 0 <= value <= max(known)}
-    # The boxes of a map with huge values would need a list of that length, so the extremes are looked at first.
-    unknown = sorted(outside or label_boxes(values).keys() - known)
-    if unknown:
-        raise BadInputError(f"{name} has unknown labels: {', '.join(map(str, unknown))}.", "Name them in the labels.")
-    return values

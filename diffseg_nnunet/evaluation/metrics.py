@@ -1,33 +1,34 @@
-"""DSC, NSD and HD95 of structures: overlap of two volumes, overlap and distance of two surfaces."""
+"""Scores of one structure: overlap and size of two volumes, overlap and distance of two surfaces."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import surface_distance
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from diffseg_nnunet.evaluation.surfaces import surface_distances
+
 HD95_PERCENT = 95
-DSC_BOTH_EMPTY = 1.0
-NSD_BOTH_EMPTY = 1.0
-HD95_MM_BOTH_EMPTY = 0.0
-DSC_ONE_EMPTY = 0.0
-NSD_ONE_EMPTY = 0.0
-HD95_MM_ONE_EMPTY = float("nan")
+NAN = float("nan")
 
 ABSENT_STRUCTURE_RULES = (
-    "Structure empty in both reference and prediction: DSC = NSD = 1, HD95 = 0 mm. "
-    "Empty in exactly one: DSC = NSD = 0, HD95 undefined (null or empty), left out of the mean of HD95 and counted."
+    "Structure empty in both reference and prediction: DSC = IoU = NSD = 1, HD95 = ASSD = 0 mm, volume error 0. "
+    "Empty in exactly one: DSC = IoU = NSD = 0, HD95 and ASSD undefined (null or empty), left out of their means and "
+    "counted; the relative volume error is undefined too where the reference is empty."
 )
 DEFINITIONS = {
     "dsc": "2 |R and P| / (|R| + |P|) over voxels, 0 to 1.",
+    "iou": "|R and P| / |R or P| over voxels, 0 to 1.",
     "nsd": "Share of the area of both surfaces that lies within the tolerance of the other surface, 0 to 1 "
     "(Nikolov et al., arXiv:1809.04430).",
     "hd95_mm": "Larger of the two directed 95th percentiles of surface distance, weighted by surface area, in mm "
-    "(deepmind surface-distance, compute_robust_hausdorff).",
+    "(as in deepmind's surface-distance, compute_robust_hausdorff).",
+    "assd_mm": "Mean surface distance over the area of both surfaces together, in mm.",
+    "volume_error_ml": "|P| - |R| in ml: above 0 where the prediction is too large.",
+    "volume_error_relative": "(|P| - |R|) / |R|.",
 }
 
 Box = tuple[slice, ...]
@@ -43,6 +44,10 @@ class StructureScores:
         hd95_mm: 95th percentile of the Hausdorff distance in mm; NaN where undefined (see ABSENT_STRUCTURE_RULES).
         reference_ml: volume of the reference in millilitres.
         prediction_ml: volume of the prediction in millilitres.
+        iou: intersection over union (Jaccard index), 0 to 1.
+        assd_mm: average symmetric surface distance in mm; NaN where undefined.
+        volume_error_ml: prediction minus reference, in millilitres.
+        volume_error_relative: the same over the reference's volume; NaN where the reference alone is empty.
     """
 
     dsc: float
@@ -50,6 +55,10 @@ class StructureScores:
     hd95_mm: float
     reference_ml: float
     prediction_ml: float
+    iou: float
+    assd_mm: float
+    volume_error_ml: float
+    volume_error_relative: float
 
 
 def score_structure(
@@ -76,58 +85,35 @@ def score_structure(
     Source: definitions and surface elements of Nikolov et al., arXiv:1809.04430, in deepmind's surface-distance.
     """
     _check(reference, prediction, spacing_mm, tolerance_mm)
-    # The surfaces depend on nothing beyond the masks' neighbours, so the crop changes no score, only the time.
+    # Beyond the masks all is empty, so the crop changes no score, only the time.
     box = joint_box(reference, prediction)
     reference, prediction = reference[box], prediction[box]
     n_reference, n_prediction = int(np.count_nonzero(reference)), int(np.count_nonzero(prediction))
-    voxel_ml = float(np.prod(np.asarray(spacing_mm, dtype=float))) / 1000
     if n_reference and n_prediction:
-        dsc = 2 * int(np.count_nonzero(reference & prediction)) / (n_reference + n_prediction)
-        nsd, hd95_mm = _surface_scores(reference, prediction, spacing_mm, tolerance_mm)
+        shared = int(np.count_nonzero(reference & prediction))
+        dsc, iou = 2 * shared / (n_reference + n_prediction), shared / (n_reference + n_prediction - shared)
+        surfaces = surface_distances(reference, prediction, spacing_mm)
+        nsd, hd95_mm = surfaces.dice(tolerance_mm), surfaces.hausdorff_mm(HD95_PERCENT)
+        assd_mm = surfaces.average_mm()
     elif n_reference or n_prediction:
-        dsc, nsd, hd95_mm = DSC_ONE_EMPTY, NSD_ONE_EMPTY, HD95_MM_ONE_EMPTY
+        dsc, iou, nsd, hd95_mm, assd_mm = 0.0, 0.0, 0.0, NAN, NAN
     else:
-        dsc, nsd, hd95_mm = DSC_BOTH_EMPTY, NSD_BOTH_EMPTY, HD95_MM_BOTH_EMPTY
-    return StructureScores(dsc, nsd, hd95_mm, n_reference * voxel_ml, n_prediction * voxel_ml)
+        dsc, iou, nsd, hd95_mm, assd_mm = 1.0, 1.0, 1.0, 0.0, 0.0
+    volumes = volumes_ml(n_reference, n_prediction, spacing_mm)
+    return StructureScores(dsc=dsc, nsd=nsd, hd95_mm=hd95_mm, iou=iou, assd_mm=assd_mm, **volumes)
 
 
-def score_label_maps(
-    reference: NDArray[np.integer],
-    prediction: NDArray[np.integer],
-    structures: Mapping[str, Sequence[int]],
-    spacing_mm: Sequence[float],
-    tolerance_mm: float,
-    ignore: int | None = None,
-) -> dict[str, StructureScores]:
-    """Compare all structures of two label maps.
-
-    Args:
-        reference: labels, whole numbers from 0, shape (z, y, x).
-        prediction: labels of the same shape.
-        structures: name to label values; the structure is the union of the values.
-        spacing_mm: voxel spacing in mm, in the order of the axes.
-        tolerance_mm: tolerance of NSD in mm.
-        ignore: label of the reference whose voxels count for neither side.
-
-    Returns:
-        Name to scores, in the order of `structures`.
-
-    Raises:
-        ValueError: as in `score_structure`.
-    """
-    if reference.shape != prediction.shape:
-        raise ValueError(f"Reference {reference.shape} and prediction {prediction.shape} differ in shape.")
-    boxes = [label_boxes(reference), label_boxes(prediction)]
-    scores = {}
-    for name, values in structures.items():
-        # Masks of the whole volume, two for every structure, would cost more than the scores of small organs.
-        box = _union([of_map[value] for of_map in boxes for value in values if value in of_map], reference.ndim)
-        masks = [np.isin(labels[box], values) for labels in (reference, prediction)]
-        if ignore is not None:
-            counted = reference[box] != ignore
-            masks = [mask & counted for mask in masks]
-        scores[name] = score_structure(masks[0], masks[1], spacing_mm, tolerance_mm)
-    return scores
+def volumes_ml(n_reference: int, n_prediction: int, spacing_mm: Sequence[float]) -> dict[str, float]:
+    """Volumes of two masks of so many voxels, and the prediction's error, as `StructureScores` names them."""
+    voxel_ml = float(np.prod(np.asarray(spacing_mm, dtype=float))) / 1000
+    error = n_prediction - n_reference
+    relative = error / n_reference if n_reference else (NAN if error else 0.0)
+    return {
+        "reference_ml": n_reference * voxel_ml,
+        "prediction_ml": n_prediction * voxel_ml,
+        "volume_error_ml": error * voxel_ml,
+        "volume_error_relative": relative,
+    }
 
 
 def label_boxes(labels: NDArray[np.integer]) -> dict[int, Box]:
@@ -136,30 +122,17 @@ def label_boxes(labels: NDArray[np.integer]) -> dict[int, Box]:
     return {value: box for value, box in found if box is not None}
 
 
-def _union(boxes: Sequence[Box], ndim: int) -> Box:
+def box_around(boxes: Sequence[Box], ndim: int) -> Box:
     """The smallest box around all boxes, of size 0 without any."""
     if not boxes:
         return (slice(0, 0),) * ndim
     return tuple(slice(min(s.start for s in sides), max(s.stop for s in sides)) for sides in zip(*boxes, strict=True))
 
 
-def joint_box(reference: NDArray[np.bool_], prediction: NDArray[np.bool_], margin: int = 1) -> Box:
-    """The smallest box around both masks, widened by `margin` voxels within the volume; of size 0 if both are empty."""
+def joint_box(reference: NDArray[np.bool_], prediction: NDArray[np.bool_]) -> Box:
+    """The smallest box around both masks, of size 0 if both are empty."""
     found = ndimage.find_objects((reference | prediction).view(np.uint8), max_label=1)[0]
-    if found is None:
-        return (slice(0, 0),) * reference.ndim
-    return tuple(slice(max(0, side.start - margin), side.stop + margin) for side in found)
-
-
-def _surface_scores(
-    reference: NDArray[np.bool_], prediction: NDArray[np.bool_], spacing_mm: Sequence[float], tolerance_mm: float
-) -> tuple[float, float]:
-    """NSD and HD95 in mm of two masks that are not empty."""
-    distances = surface_distance.compute_surface_distances(reference, prediction, spacing_mm)
-    nsd = surface_distance.compute_surface_dice_at_tolerance(distances, tolerance_mm)
-    hd95_mm = surface_distance.compute_robust_hausdorff(distances, HD95_PERCENT)
-    # Two sums in different orders can exceed the whole by a rounding error.
-    return min(1.0, float(nsd)), float(hd95_mm)
+    return (slice(0, 0),) * reference.ndim if found is None else found
 
 
 def _check(

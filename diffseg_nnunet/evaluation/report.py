@@ -1,4 +1,4 @@
-"""Write an evaluation as JSON, CSV and a table for the terminal."""
+"""Write an evaluation as JSON and CSV, and read it again; `tables` has what the terminal shows."""
 
 from __future__ import annotations
 
@@ -6,35 +6,51 @@ import json
 import math
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
 from diffseg_nnunet.atomic import write_file, write_json
 from diffseg_nnunet.errors import BadInputError
-from diffseg_nnunet.evaluation.statistics import CaseFailure, CaseMean, Estimate, Evaluation, ScoreRow, Summary
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from diffseg_nnunet.evaluation.comparison import Comparison
+from diffseg_nnunet.evaluation.official import OFFICIAL_CSV, write_official_table
+from diffseg_nnunet.evaluation.protocols import find_protocol
+from diffseg_nnunet.evaluation.statistics import (
+    METRICS,
+    CaseFailure,
+    CaseMean,
+    Estimate,
+    Evaluation,
+    Remark,
+    ScoreRow,
+    Summary,
+    WorstCase,
+)
 
 SCORES_JSON = "scores.json"
 SCORES_CSV = "scores.csv"
 SUMMARY_CSV = "summary.csv"
-_SCORES = ("dsc", "nsd", "hd95_mm")
+COMPARISON_JSON = "comparison.json"
+COMPARISON_CSV = "comparison.csv"
+_FIRST_METRICS, _LATER_METRICS = METRICS[:3], METRICS[3:]
+_PARTS = ("mean", "ci_low", "ci_high", "n")
 _SUMMARY_COLUMNS = (
     "structure",
-    *(f"{score}_{part}" for score in _SCORES for part in ("mean", "ci_low", "ci_high", "n")),
+    *(f"{metric}_{part}" for metric in _FIRST_METRICS for part in _PARTS),
     "n_undefined_hd95",
     "n_both_empty",
+    # Later ones come last: who reads by column number finds the earlier ones where they were.
+    *(f"{metric}_{part}" for metric in _LATER_METRICS for part in _PARTS),
 )
 
 
 def write_report(evaluation: Evaluation, folder: Path | str) -> dict[str, Path]:
-    """Write the three files, each whole or not at all; files of an earlier report are replaced.
+    """Write the files, each whole or not at all; files of an earlier report are replaced, its comparison removed.
 
     - ``scores.json``: the whole `Evaluation`, undefined values as null.
     - ``scores.csv``: a row per case and structure, undefined values empty.
     - ``summary.csv``: a row per structure with means and confidence intervals, undefined values empty.
+    - ``official.csv``: under an official protocol, its own table.
 
     Returns:
         File name to path.
@@ -43,11 +59,40 @@ def write_report(evaluation: Evaluation, folder: Path | str) -> dict[str, Path]:
     rows = pd.DataFrame([asdict(row) for row in evaluation.rows], columns=[field.name for field in fields(ScoreRow)])
     summaries = pd.DataFrame([_summary_row(summary) for summary in evaluation.structures], columns=_SUMMARY_COLUMNS)
     paths = {name: folder / name for name in (SCORES_JSON, SCORES_CSV, SUMMARY_CSV)}
+    for outdated in (OFFICIAL_CSV, COMPARISON_CSV, COMPARISON_JSON):
+        (folder / outdated).unlink(missing_ok=True)
     write_file(paths[SCORES_CSV], lambda temporary: rows.to_csv(temporary, index=False))
     write_file(paths[SUMMARY_CSV], lambda temporary: summaries.to_csv(temporary, index=False))
-    # Last: who finds scores.json finds all three.
+    settings = evaluation.settings["protocol"]
+    protocol = find_protocol(settings["name"], settings["revision"])
+    if protocol.official_names:
+        paths[OFFICIAL_CSV] = write_official_table(evaluation.rows, protocol, folder)
+    # Last: who finds scores.json finds all of them.
     write_json(paths[SCORES_JSON], as_plain(evaluation))
     return paths
+
+
+def write_comparison(comparison: Comparison, folder: Path | str) -> dict[str, Path]:
+    """Write ``comparison.csv``, a row per structure and score, and ``comparison.json``, all of it.
+
+    Returns:
+        File name to path.
+    """
+    folder = Path(folder)
+    paths = {name: folder / name for name in (COMPARISON_CSV, COMPARISON_JSON)}
+    table = pd.DataFrame([_flat(asdict(score)) for score in comparison.scores])
+    write_file(paths[COMPARISON_CSV], lambda temporary: table.to_csv(temporary, index=False))
+    write_json(paths[COMPARISON_JSON], _without_nan(asdict(comparison)))
+    return paths
+
+
+def _flat(score: dict[str, Any]) -> dict[str, Any]:
+    """The difference's parts as columns of their own."""
+    parts = {f"difference_{part}": value for part, value in score["difference"].items()}
+    flat: dict[str, Any] = {}
+    for key, value in score.items():
+        flat |= parts if key == "difference" else {key: value}
+    return flat
 
 
 def read_report(folder: Path | str) -> Evaluation:
@@ -66,6 +111,9 @@ def read_report(folder: Path | str) -> Evaluation:
             overall=_summary(content["overall"]),
             settings=content["settings"],
             failures=tuple(CaseFailure(**failure) for failure in content["failures"]),
+            worst_cases=tuple(WorstCase(**worst) for worst in content.get("worst_cases", ())),
+            remarks=tuple(Remark(**remark) for remark in content.get("remarks", ())),
+            official=_with_nan(content.get("official", {})),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInputError(f"{path} is no report of an evaluation: {error}.", "Evaluate again.") from error
@@ -75,7 +123,7 @@ def _summary(content: dict[str, Any]) -> Summary:
     def estimate(plain: dict[str, Any]) -> Estimate:
         return Estimate(**{**plain, "mean": math.nan if plain["mean"] is None else plain["mean"]})
 
-    return Summary(**{**content, **{score: estimate(content[score]) for score in _SCORES}})
+    return Summary(**{**content, **{metric: estimate(content[metric]) for metric in METRICS if metric in content}})
 
 
 def _with_nan(content: dict[str, Any]) -> dict[str, Any]:
@@ -87,53 +135,12 @@ def as_plain(evaluation: Evaluation) -> dict[str, Any]:
     return _without_nan(asdict(evaluation))
 
 
-def summary_table(evaluation: Evaluation) -> Table:
-    """A table for the terminal: a row per structure, then the mean over structures; rules and failures below it."""
-    from rich.box import SIMPLE_HEAD
-    from rich.markup import escape  # else intervals and names in square brackets would be read as markup
-    from rich.table import Table
-
-    settings = evaluation.settings
-    n_cases, n_failures = len(evaluation.case_means), len(evaluation.failures)
-    caption = f"Means over cases [{settings['interval']['confidence']:.0%} confidence interval]. "
-    caption += settings["absent_structures"]
-    if n_failures:
-        caption += f" Failed and left out: {n_failures} of {n_cases + n_failures} cases."
-    title = f"Evaluation of {n_cases} case" + "s" * (n_cases != 1)
-    table = Table(title=title, caption=escape(caption), caption_justify="left", box=SIMPLE_HEAD)
-    table.add_column("structure", overflow="fold")
-    headings = ["DSC", f"NSD at {settings['tolerance_mm']:g} mm", "HD95 (mm)"]
-    some_undefined = evaluation.overall.n_undefined_hd95 > 0
-    for heading in [*headings, "no HD95"] if some_undefined else headings:
-        table.add_column(heading, justify="right", no_wrap=True)
-    for summary in (*evaluation.structures, evaluation.overall):
-        if summary is evaluation.overall:
-            table.add_section()
-        cells = _cells(summary) if some_undefined else _cells(summary)[:-1]
-        table.add_row(*map(escape, cells))
-    return table
-
-
 def _summary_row(summary: Summary) -> dict[str, Any]:
     row: dict[str, Any] = {"structure": summary.structure}
-    for score in _SCORES:
-        estimate: Estimate = getattr(summary, score)
-        row |= {f"{score}_{part}": getattr(estimate, part) for part in ("mean", "ci_low", "ci_high", "n")}
+    for metric in METRICS:
+        estimate: Estimate = getattr(summary, metric)
+        row |= {f"{metric}_{part}": getattr(estimate, part) for part in _PARTS}
     return row | {"n_undefined_hd95": summary.n_undefined_hd95, "n_both_empty": summary.n_both_empty}
-
-
-def _cells(summary: Summary) -> tuple[str, ...]:
-    scores = (_estimate(summary.dsc, 3), _estimate(summary.nsd, 3), _estimate(summary.hd95_mm, 1))
-    return (summary.structure, *scores, str(summary.n_undefined_hd95))
-
-
-def _estimate(estimate: Estimate, digits: int) -> str:
-    if estimate.n == 0:
-        return "–"
-    mean = f"{estimate.mean:.{digits}f}"
-    if estimate.ci_low is None or estimate.ci_high is None:
-        return mean
-    return f"{mean} [{estimate.ci_low:.{digits}f}, {estimate.ci_high:.{digits}f}]"
 
 
 def _without_nan(content: Any) -> Any:

@@ -1,9 +1,9 @@
-"""What an evaluation holds, and means over cases with bootstrap intervals, per structure and over all structures."""
+"""What an evaluation holds; means over cases with bootstrap intervals, per structure and overall; the worst cases."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,11 @@ CONFIDENCE = 0.95
 RESAMPLES = 10_000
 INTERVAL_METHOD = "percentile bootstrap over cases"
 ALL_STRUCTURES = "mean over structures"
+METRICS = ("dsc", "nsd", "hd95_mm", "iou", "assd_mm", "volume_error_ml", "volume_error_relative")
+"""Fields of `ScoreRow` that are averaged."""
+WORST_CASES = 5
 _BATCH = 1000
+_NAN = float("nan")
 
 
 @dataclass(frozen=True)
@@ -35,9 +39,15 @@ class Estimate:
     n_undefined: int
 
 
+_NO_ESTIMATE = Estimate(_NAN, None, None, 0, 0)
+
+
 @dataclass(frozen=True)
 class ScoreRow:
-    """Scores of one structure in one case; units and undefined values as in `metrics.StructureScores`."""
+    """Scores of one structure in one case; units and undefined values as in `metrics.StructureScores`.
+
+    What has a default is missing in reports of version 0.1.
+    """
 
     case: str
     structure: str
@@ -46,11 +56,15 @@ class ScoreRow:
     hd95_mm: float
     reference_ml: float
     prediction_ml: float
+    iou: float = _NAN
+    assd_mm: float = _NAN
+    volume_error_ml: float = _NAN
+    volume_error_relative: float = _NAN
 
 
 @dataclass(frozen=True)
 class CaseMean:
-    """Means over the structures of one case; HD95 over those where it is defined, NaN if it is defined in none."""
+    """Means over the structures of one case; each over those where it is defined, NaN if it is defined in none."""
 
     case: str
     dsc: float
@@ -58,6 +72,10 @@ class CaseMean:
     hd95_mm: float
     n_structures: int
     n_undefined_hd95: int
+    iou: float = _NAN
+    assd_mm: float = _NAN
+    volume_error_ml: float = _NAN
+    volume_error_relative: float = _NAN
 
 
 @dataclass(frozen=True)
@@ -66,9 +84,9 @@ class Summary:
 
     Attributes:
         structure: its name, or ALL_STRUCTURES.
-        dsc, nsd, hd95_mm: means with confidence intervals.
+        dsc, nsd, hd95_mm, iou, assd_mm, volume_error_ml, volume_error_relative: means with confidence intervals.
         n_undefined_hd95: pairs of case and structure whose HD95 is undefined and left out.
-        n_both_empty: pairs of case and structure that are empty in reference and prediction and so score 1.
+        n_both_empty: pairs of case and structure that are empty in reference and prediction.
     """
 
     structure: str
@@ -77,6 +95,29 @@ class Summary:
     hd95_mm: Estimate
     n_undefined_hd95: int
     n_both_empty: int
+    iou: Estimate = _NO_ESTIMATE
+    assd_mm: Estimate = _NO_ESTIMATE
+    volume_error_ml: Estimate = _NO_ESTIMATE
+    volume_error_relative: Estimate = _NO_ESTIMATE
+
+
+@dataclass(frozen=True)
+class WorstCase:
+    """A case of low mean DSC, and the structure that scores lowest in it."""
+
+    case: str
+    dsc: float
+    structure: str
+    structure_dsc: float
+
+
+@dataclass(frozen=True)
+class Remark:
+    """What a reader must know about one structure of one case."""
+
+    case: str
+    structure: str
+    text: str
 
 
 @dataclass(frozen=True)
@@ -96,8 +137,11 @@ class Evaluation:
         structures: one summary per structure.
         case_means: one per case, over its structures.
         overall: mean over the structures of each case, then over cases.
-        settings: what the scores depend on: tolerance, labels, rules, definitions, interval, seed.
+        settings: what the scores depend on: protocol, tolerances, labels, rules, definitions, interval, seed.
         failures: cases left out of everything above; empty when all is well.
+        worst_cases: the cases of lowest mean DSC, the worst first.
+        remarks: structures of single cases whose scores need a word.
+        official: the protocol's own means (FLARE23's Liver_DSC, Organ_DSC …); empty where it has none.
     """
 
     rows: tuple[ScoreRow, ...]
@@ -106,6 +150,9 @@ class Evaluation:
     overall: Summary
     settings: dict[str, Any]
     failures: tuple[CaseFailure, ...]
+    worst_cases: tuple[WorstCase, ...] = ()
+    remarks: tuple[Remark, ...] = ()
+    official: dict[str, float] = field(default_factory=dict)
 
 
 def mean_with_interval(
@@ -142,10 +189,7 @@ def mean_with_interval(
 
 def case_means(rows: Sequence[ScoreRow]) -> tuple[CaseMean, ...]:
     """Means over the structures of each case, in the order in which the cases first appear."""
-    by_case: dict[str, list[ScoreRow]] = {}
-    for row in rows:
-        by_case.setdefault(row.case, []).append(row)
-    return tuple(_case_mean(case, of_case) for case, of_case in by_case.items())
+    return tuple(_case_mean(case, of_case) for case, of_case in _by_case(rows).items())
 
 
 def summarise_structure(structure: str, rows: Sequence[ScoreRow], *, seed: int = 0) -> Summary:
@@ -159,22 +203,41 @@ def summarise_all(rows: Sequence[ScoreRow], *, seed: int = 0) -> Summary:
     return _summary(ALL_STRUCTURES, case_means(rows), rows, seed)
 
 
+def worst_cases(rows: Sequence[ScoreRow], most: int = WORST_CASES) -> tuple[WorstCase, ...]:
+    """The cases of lowest mean DSC over their structures, the worst first, each with its lowest structure.
+
+    Cases in which no structure has a DSC are left out; equal cases come in their order.
+    """
+    by_case = _by_case(rows)
+    means = [mean for mean in case_means(rows) if not np.isnan(mean.dsc)]
+    found = []
+    for mean in sorted(means, key=lambda mean: mean.dsc)[:most]:
+        lowest = min((row for row in by_case[mean.case] if not np.isnan(row.dsc)), key=lambda row: row.dsc)
+        found.append(WorstCase(mean.case, mean.dsc, lowest.structure, lowest.dsc))
+    return tuple(found)
+
+
+def _by_case(rows: Sequence[ScoreRow]) -> dict[str, list[ScoreRow]]:
+    by_case: dict[str, list[ScoreRow]] = {}
+    for row in rows:
+        by_case.setdefault(row.case, []).append(row)
+    return by_case
+
+
 def _summary(name: str, units: Sequence[ScoreRow | CaseMean], rows: Sequence[ScoreRow], seed: int) -> Summary:
-    dsc, nsd, hd95_mm = (
-        mean_with_interval([getattr(unit, score) for unit in units], seed=seed) for score in ("dsc", "nsd", "hd95_mm")
-    )
+    estimates = {metric: mean_with_interval([getattr(unit, metric) for unit in units], seed=seed) for metric in METRICS}
     undefined = sum(bool(np.isnan(row.hd95_mm)) for row in rows)
     both_empty = sum(row.reference_ml == 0 and row.prediction_ml == 0 for row in rows)
-    return Summary(name, dsc, nsd, hd95_mm, undefined, both_empty)
+    return Summary(structure=name, n_undefined_hd95=undefined, n_both_empty=both_empty, **estimates)
 
 
 def _case_mean(case: str, rows: Sequence[ScoreRow]) -> CaseMean:
-    distances = [row.hd95_mm for row in rows if not np.isnan(row.hd95_mm)]
-    return CaseMean(
-        case=case,
-        dsc=float(np.mean([row.dsc for row in rows])),
-        nsd=float(np.mean([row.nsd for row in rows])),
-        hd95_mm=float(np.mean(distances)) if distances else float("nan"),
-        n_structures=len(rows),
-        n_undefined_hd95=len(rows) - len(distances),
-    )
+    means = {metric: _mean([getattr(row, metric) for row in rows]) for metric in METRICS}
+    undefined = sum(bool(np.isnan(row.hd95_mm)) for row in rows)
+    return CaseMean(case=case, n_structures=len(rows), n_undefined_hd95=undefined, **means)
+
+
+def _mean(values: Sequence[float]) -> float:
+    """The mean of the defined values; NaN if there is none."""
+    defined = [value for value in values if not np.isnan(value)]
+    return float(np.mean(defined)) if defined else _NAN

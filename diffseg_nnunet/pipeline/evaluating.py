@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from diffseg_nnunet.evaluation.comparison import Comparison, compare
 from diffseg_nnunet.evaluation.folders import Evaluation, evaluate_folders
 from diffseg_nnunet.evaluation.labels import read_label_names
-from diffseg_nnunet.evaluation.report import SCORES_JSON, read_report, write_report
+from diffseg_nnunet.evaluation.protocols import PLAIN, Protocol
+from diffseg_nnunet.evaluation.report import SCORES_JSON, read_report, write_comparison, write_report
+from diffseg_nnunet.evaluation.statistics import WORST_CASES
+from diffseg_nnunet.evaluation.structures import DEFAULT_TOLERANCE_MM
 from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.planning.hardware import worker_count
-
-DEFAULT_TOLERANCE_MM = 1.0
 
 
 def evaluate(
@@ -20,27 +22,48 @@ def evaluate(
     labels: Path,
     output: Path,
     *,
-    tolerance_mm: float = DEFAULT_TOLERANCE_MM,
+    prediction_labels: Path | None = None,
+    protocol: Protocol = PLAIN,
+    tolerance_mm: float | None = None,
+    tolerances_mm: Mapping[str, float] | None = None,
     cases: Sequence[str] | None = None,
+    workers: int | None = None,
+    worst: int = WORST_CASES,
     progress=None,
 ) -> Evaluation:
     """Score a folder of segmentations and write scores.json, scores.csv and summary.csv into `output`.
 
     Args:
-        labels: labels.json or nnU-Net's dataset.json; structures are scored by name.
+        labels: of the references: labels.json or nnU-Net's dataset.json; structures are scored by name.
+        prediction_labels: of the segmentations, where their numbering is another one; None: `labels`.
+        protocol: the rules.
+        tolerance_mm, tolerances_mm: of NSD, for all structures and by name; None: the protocol's, or 1 mm.
         cases: only these; None: all, and both folders must hold the same.
+        workers: cases compared at once; None: as many as there are cores.
+        worst: how many of the worst cases are named.
     """
     evaluation = evaluate_folders(
         prediction,
         reference,
         read_label_names(labels),
+        prediction_labels=None if prediction_labels is None else read_label_names(prediction_labels),
+        protocol=protocol,
         tolerance_mm=tolerance_mm,
-        workers=worker_count(),
+        tolerances_mm=tolerances_mm,
+        workers=worker_count() if workers is None else workers,
         cases=cases,
+        worst=worst,
         progress=progress,
     )
     write_report(evaluation, output)
     return evaluation
+
+
+def compare_evaluations(prediction: Evaluation, against: Evaluation, output: Path) -> Comparison:
+    """Compare two evaluations of the same references and write comparison.json and comparison.csv into `output`."""
+    comparison = compare(prediction, against)
+    write_comparison(comparison, output)
+    return comparison
 
 
 def evaluate_validation(project: Project, strategy: str, configuration: str, fold: int | str) -> Evaluation:

@@ -79,3 +79,69 @@ def test_labels_that_cannot_be_read(content: str | None, diffseg: CommandLine, p
     predicted.names.unlink() if content is None else predicted.names.write_text(content)
     evaluate(diffseg, predicted).refused(predicted.names, "Give a JSON file such as")
     assert not (diffseg.folder / "report").exists()
+
+
+def test_two_predictions_are_compared(diffseg: CommandLine, predicted: Source) -> None:
+    better = diffseg.folder / "better"
+    shutil.copytree(predicted.labels, better)
+    finished = evaluate(diffseg, predicted, "--prediction", better, "--against", diffseg.folder / "prediction").ok()
+    report = diffseg.folder / "report"
+    comparison = json.loads((report / "comparison.json").read_text())
+    (dsc, *_) = comparison["scores"]
+    assert (dsc["structure"], dsc["metric"], dsc["wins"], dsc["losses"]) == ("organ", "dsc", 3, 0)
+    means = [
+        json.loads((folder / "scores.json").read_text())["overall"]["dsc"]["mean"]
+        for folder in (report, report / "against")
+    ]
+    assert dsc["difference"]["mean"] == pytest.approx(means[0] - means[1])
+    assert (report / "comparison.csv").is_file()
+    assert re.search(r"organ +DSC +\+0\.\d+ \[", finished.out)
+    assert "3/0/0" in finished.out
+    evaluate(diffseg, predicted).ok()
+    assert not (report / "comparison.json").exists()
+
+
+def test_protocols_labels_and_tolerances(diffseg: CommandLine, predicted: Source) -> None:
+    predicted.names.write_text('{"arota": 1}')
+    other = diffseg.folder / "dataset.json"
+    other.write_text('{"labels": {"background": 0, "heart": 2, "Aorta": 1}}')
+    finished = evaluate(diffseg, predicted, "--prediction-labels", other, "--protocol", "flare22", "--worst", 1).ok()
+    report = diffseg.folder / "report"
+    protocol = json.loads((report / "scores.json").read_text())["settings"]["protocol"]
+    assert (protocol["name"], protocol["revision"]) == ("flare22", "2024")
+    assert (report / "official.csv").read_text().startswith("Name,Liver_DSC,RK_DSC")
+    for expected in (
+        "by flare22, revision 2024",
+        "not scored, of the prediction: heart",
+        "not scored, of the protocol: liver",
+        "worst: c, mean DSC",
+    ):
+        assert expected in finished.out
+    evaluate(diffseg, predicted, "--tolerance", "2", "--tolerance", "Aorta=3").ok()
+    structures = json.loads((report / "scores.json").read_text())["settings"]["structures"]
+    assert structures["arota"]["tolerance_mm"] == 3.0
+
+
+def test_what_stops_the_official_script_is_a_warning(diffseg: CommandLine, predicted: Source) -> None:
+    predicted.names.write_text('{"aorta": 1}')
+    path = predicted.labels / "a.nii.gz"
+    reference = np.zeros((10, 9, 8), np.uint8)
+    reference[4, 2:7, 2:6] = 1
+    predicted.write(path, reference)
+    finished = evaluate(diffseg, predicted, "--protocol", "flare22").ok()
+    assert "a, aorta: the reference has this structure on one slice only" in finished.out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--protocol", "flare19"), "There is no protocol 'flare19'"),
+        (("--protocol", "btcv", "--revision", "2022"), "has no revision '2022'"),
+        (("--tolerance", "two"), "'two' is no tolerance"),
+        (("--tolerance", "-1"), "The tolerance -1 mm is below 0"),
+        (("--protocol", "flare22"), "No structure is matched by name"),
+        (("--against", "gone"), "There is no folder gone"),
+    ],
+)
+def test_wrong_options(diffseg: CommandLine, predicted: Source, options: tuple[str, ...], message: str) -> None:
+    evaluate(diffseg, predicted, *options).refused(message)

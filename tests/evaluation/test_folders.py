@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,9 @@ from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.evaluation.folders import Evaluation, evaluate_folders
 from diffseg_nnunet.evaluation.labels import read_label_names, scored_structures
 from diffseg_nnunet.evaluation.metrics import ABSENT_STRUCTURE_RULES
-from diffseg_nnunet.evaluation.report import summary_table, write_report
-
-pytestmark = pytest.mark.filterwarnings("ignore:.*scipy.ndimage.*:DeprecationWarning")
+from diffseg_nnunet.evaluation.protocols import PROTOCOLS, find_protocol
+from diffseg_nnunet.evaluation.report import read_report, write_report
+from diffseg_nnunet.evaluation.tables import summary_table
 
 LABELS = {"liver": 1, "spleen": 2, "both": (1, 2)}
 SPACING_XYZ = (0.5, 1.0, 3.0)
@@ -272,6 +273,87 @@ def test_the_tables_have_a_row_per_score_and_per_structure(folders: tuple[Path, 
     assert float(summaries[0]["dsc_ci_low"]) <= float(summaries[0]["dsc_mean"]) <= float(summaries[0]["dsc_ci_high"])
     assert summaries[1]["n_undefined_hd95"] == "1"
     write_report(evaluation, tmp_path)  # a second report replaces the first
+
+
+def test_the_columns_of_earlier_versions_are_where_they_were(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    paths = write_report(evaluate_folders(*folders, LABELS), tmp_path)
+    header = paths["scores.csv"].read_text().splitlines()[0]
+    assert header.startswith("case,structure,dsc,nsd,hd95_mm,reference_ml,prediction_ml,iou,assd_mm,volume_error_ml,")
+    header = paths["summary.csv"].read_text().splitlines()[0].split(",")
+    assert header[:2] == ["structure", "dsc_mean"]
+    assert header[12:16] == ["hd95_mm_n", "n_undefined_hd95", "n_both_empty", "iou_mean"]
+
+
+def test_a_report_is_read_as_it_was_written(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    evaluation = evaluate_folders(*folders, LABELS, worst=2)
+    write_report(evaluation, tmp_path)
+    np.testing.assert_equal(asdict(read_report(tmp_path)), asdict(evaluation))
+
+
+def test_a_report_of_an_earlier_version_is_read(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    path = write_report(evaluate_folders(*folders, LABELS), tmp_path)["scores.json"]
+    content = json.loads(path.read_text())
+    new = ("iou", "assd_mm", "volume_error_ml", "volume_error_relative")
+    for part in (*content["rows"], *content["structures"], *content["case_means"], content["overall"]):
+        for key in new:
+            del part[key]
+    for key in ("worst_cases", "remarks", "official"):
+        del content[key]
+    for key in ("protocol", "structures", "unmatched", "prediction_labels"):
+        del content["settings"][key]
+    path.write_text(json.dumps(content))
+    evaluation = read_report(tmp_path)
+    assert np.isnan(evaluation.rows[0].iou)
+    console = Console(width=160, record=True, file=io.StringIO())
+    console.print(summary_table(evaluation))
+    assert "NSD at 1 mm" in console.export_text()
+
+
+def test_the_worst_cases_are_named_with_their_worst_structure(folders: tuple[Path, Path]) -> None:
+    evaluation = evaluate_folders(*folders, {"liver": 1, "spleen": 2}, worst=2)
+    assert [(worst.case, worst.structure) for worst in evaluation.worst_cases] == [("c", "spleen"), ("b", "liver")]
+    assert evaluation.worst_cases[0].dsc == pytest.approx(0.5)
+    assert evaluation.worst_cases[0].structure_dsc == 0.0
+
+
+def test_predictions_of_another_numbering_are_matched_by_name(folders: tuple[Path, Path]) -> None:
+    prediction, reference = folders
+    table = np.array([0, 7, 3], dtype=np.uint8)
+    for case in "abc":
+        image = SimpleITK.ReadImage(str(prediction / f"{case}.nii.gz"))
+        write_map(prediction / f"{case}.nii.gz", table[SimpleITK.GetArrayFromImage(image)])
+    names = {"Spleen": 3, "LIVER": 7, "heart": 9}
+    evaluation = evaluate_folders(prediction, reference, {"liver": 1, "spleen": 2}, prediction_labels=names)
+    assert not evaluation.failures
+    of = scores(evaluation)
+    assert (of["a", "liver"].dsc, of["b", "liver"].dsc, of["c", "spleen"].dsc) == (1.0, pytest.approx(0.8), 0.0)
+    settings = evaluation.settings
+    assert settings["unmatched"] == {"reference": [], "prediction": ["heart"], "protocol": []}
+    assert settings["structures"]["liver"] == {"reference": [1], "prediction": [7], "tolerance_mm": 1.0}
+    # On either side only its own labels are known.
+    (failure, *_) = evaluate_folders(reference, reference, {"liver": 1, "spleen": 2}, prediction_labels=names).failures
+    assert "unknown labels: 1, 2" in failure.reason
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_every_report_states_its_protocol(folders: tuple[Path, Path], tmp_path: Path, name: str) -> None:
+    protocol = find_protocol(name)
+    evaluation = evaluate_folders(*folders, {"liver": 1, "spleen": 2}, protocol=protocol)
+    content = json.loads(write_report(evaluation, tmp_path)["scores.json"].read_text())
+    assert content["settings"]["protocol"]["rules"] == list(protocol.rules())
+    assert content["settings"]["absent_structures"] == protocol.absent_structure_rules()
+    assert [row["structure"] for row in content["rows"][:2]] == sorted(
+        ("liver", "spleen"), key=list(content["settings"]["structures"]).index
+    )
+    assert set(protocol.structures) == {
+        *content["settings"]["unmatched"]["protocol"],
+        *(content["settings"]["structures"] if protocol.structures else ()),
+    }
+    console = Console(width=160, record=True, file=io.StringIO())
+    console.print(summary_table(evaluation))
+    text = " ".join(console.export_text().split())
+    for rule in protocol.rules():
+        assert rule in text
 
 
 def test_the_table_shows_means_intervals_and_rules(folders: tuple[Path, Path]) -> None:

@@ -15,6 +15,7 @@ from diffseg_nnunet.evaluation.statistics import (
     mean_with_interval,
     summarise_all,
     summarise_structure,
+    worst_cases,
 )
 
 NAN = float("nan")
@@ -110,3 +111,17 @@ def test_cases_are_averaged_over_structures_first() -> None:
     assert overall.dsc.mean == pytest.approx(0.4)
     assert (overall.dsc.n, overall.hd95_mm.n, overall.hd95_mm.n_undefined) == (3, 2, 1)
     assert (overall.hd95_mm.mean, overall.n_undefined_hd95, overall.n_both_empty) == (4.0, 3, 1)
+
+
+def test_the_worst_cases_skip_what_is_undefined() -> None:
+    rows = (*ROWS, ScoreRow("d", "liver", NAN, NAN, NAN, 0.0, 0.0), ScoreRow("e", "liver", 0.1, 0.1, 9.0, 1.0, 1.0))
+    worst = worst_cases(rows, 3)
+    assert [(case.case, case.structure) for case in worst] == [("c", "liver"), ("e", "liver"), ("a", "spleen")]
+    assert worst_cases(rows, 0) == ()
+
+
+def test_undefined_dsc_is_left_out_of_the_mean() -> None:
+    rows = (ScoreRow("a", "liver", 0.5, 0.5, 1.0, 1.0, 1.0), ScoreRow("a", "spleen", NAN, NAN, NAN, 0.0, 0.0))
+    (mean,) = case_means(rows)
+    assert (mean.dsc, mean.n_structures, mean.n_undefined_hd95) == (0.5, 2, 1)
+    assert summarise_structure("spleen", rows).dsc.n_undefined == 1

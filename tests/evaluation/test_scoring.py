@@ -1,0 +1,65 @@
+"""Label maps by the rules of the protocols that are not FLARE's (see test_flare.py)."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from diffseg_nnunet.evaluation.metrics import StructureScores, score_structure
+from diffseg_nnunet.evaluation.protocols import PLAIN, Protocol, find_protocol
+from diffseg_nnunet.evaluation.scoring import score_label_maps
+from diffseg_nnunet.evaluation.structures import Structure
+
+SPACING_MM = (2.0, 1.0, 1.0)
+
+
+def scores_of(
+    reference: np.ndarray,
+    prediction: np.ndarray,
+    structures: dict[str, tuple[tuple[int, ...], tuple[int, ...]]],
+    protocol: Protocol = PLAIN,
+    ignore: int | None = None,
+) -> dict[str, StructureScores]:
+    wanted = [Structure(name, *values, 1.0) for name, values in structures.items()]
+    scored = score_label_maps(reference, prediction, wanted, SPACING_MM, protocol, ignore)
+    assert list(scored) == list(structures)
+    return {name: of_structure.scores for name, of_structure in scored.items()}
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.int16, np.int64])
+def test_label_maps_score_as_their_masks_do(dtype: type) -> None:
+    generator = np.random.default_rng(0)
+    reference, prediction = generator.integers(0, 5, (2, 6, 7, 8)).astype(dtype)
+    structures = {"one": ((1,), (1,)), "region": ((2, 4), (2, 4)), "renamed": ((1,), (3, 4)), "absent": ((9,), (9,))}
+    for name, scores in scores_of(reference, prediction, structures).items():
+        masks = [
+            np.isin(labels, values) for labels, values in zip((reference, prediction), structures[name], strict=True)
+        ]
+        assert scores == score_structure(*masks, SPACING_MM, 1.0)
+
+
+def test_ignored_voxels_count_for_neither_side() -> None:
+    reference, prediction = np.ones((4, 4, 4), dtype=np.uint8), np.ones((4, 4, 4), dtype=np.uint8)
+    prediction[0], reference[0] = 0, 7
+    prediction[0, 0, 0] = 1
+    scores = scores_of(reference, prediction, {"organ": ((1,), (1,))}, ignore=7)["organ"]
+    assert (scores.dsc, scores.hd95_mm, scores.prediction_ml) == (1.0, 0.0, pytest.approx(0.096))
+
+
+@pytest.mark.parametrize("name", ["btcv", "synapse8"])
+def test_organs_in_neither_map_are_left_out(name: str) -> None:
+    reference, prediction = np.zeros((2, 4, 4, 4), dtype=np.uint8)
+    reference[0, 0, 0] = 1
+    prediction[0, 0, 0] = 2
+    structures = {"liver": ((1,), (1,)), "spleen": ((2,), (2,)), "gallbladder": ((3,), (3,))}
+    scores = scores_of(reference, prediction, structures, find_protocol(name))
+    assert scores["liver"].dsc == scores["spleen"].dsc == 0.0  # missed, invented
+    assert np.isnan([scores["liver"].hd95_mm, scores["spleen"].hd95_mm]).all()
+    absent = scores["gallbladder"]
+    assert np.isnan([absent.dsc, absent.nsd, absent.iou, absent.hd95_mm, absent.assd_mm]).all()
+    assert scores_of(reference, prediction, structures)["gallbladder"].dsc == 1.0
+
+
+def test_maps_of_other_shapes_are_refused() -> None:
+    with pytest.raises(ValueError, match="differ in shape"):
+        scores_of(np.zeros((2, 2, 2), int), np.zeros((2, 2, 3), int), {"a": ((1,), (1,))})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,12 +25,19 @@ def raw(diffseg: CommandLine, source: Source) -> Path:
     return folder
 
 
-def test_clean_warned_of_and_refused(diffseg: CommandLine, source: Source, raw: Path) -> None:
+def test_a_clean_pool(diffseg: CommandLine, raw: Path) -> None:
+    (raw / "imagesTr").rename(raw / "imagesUn")
+    shutil.rmtree(raw / "labelsTr")
+    content = json.loads((raw / "dataset.json").read_text())
+    (raw / "dataset.json").write_text(json.dumps({**content, "numTraining": 0}))
     clean, shown = diffseg.in_one_process([["verify", 5], ["dataset", 5]])
-    assert clean.ok().out.splitlines()[-1] == f"{NAME}: 3 labelled, 0 unlabelled, 0 test cases, no errors"
+    assert clean.ok().out.splitlines()[-1] == f"{NAME}: 0 labelled, 3 unlabelled, 0 test cases, no errors"
     assert "orientation (where x, y, z point to): 3 LPS" in shown.ok().out
     assert "verify …" not in shown.out, "what was read is read again"
+    assert "ml, median" not in shown.out
 
+
+def test_warned_of_and_refused(diffseg: CommandLine, source: Source, raw: Path) -> None:
     label = raw / "labelsTr/b.nii.gz"
     source.write(label, np.zeros((10, 9, 8), np.float32))
     options = ("--json", "one.json", "--csv", "one.csv", "-o", "both")

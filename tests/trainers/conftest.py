@@ -19,7 +19,7 @@ from diffseg_nnunet.pipeline.preprocessing import preprocess
 from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.planning.section import diffseg_section
 from diffseg_nnunet.trainers import DiffSegPretrainer
-from diffseg_nnunet.training.settings import PretrainingSettings, TrainingSettings
+from diffseg_nnunet.training.settings import PretrainingSettings
 from diffseg_nnunet.workspace import Workspace
 
 LABELLED, UNLABELLED = 901, 902
@@ -103,7 +103,7 @@ def new_trainer(workspace: Workspace) -> Callable[..., Any]:
             settings = {"pictures": 0, **settings}  # they take longer than an epoch here
             trainer.apply(PretrainingSettings.from_plan(diffseg_section(plans), **settings))
         else:
-            trainer.apply(TrainingSettings(**settings))
+            trainer.apply(trainer_class.settings_type(**settings))
         return trainer
 
     return build

@@ -93,11 +93,14 @@ def new_trainer(workspace: Workspace) -> Callable[..., Any]:
         configuration: str = "3d_fullres",
         fold: int | str = 0,
         dataset: int = LABELLED,
+        further_labels: dict[str, int] | None = None,
         **settings: Any,
     ) -> Any:
         project = Project.open(workspace, dataset)
         plans = {**project.plans(), "continue_training": False}
-        trainer = trainer_class(plans, configuration, fold, project.dataset_json(), device=torch.device("cpu"))
+        content = project.dataset_json()
+        content["labels"] |= further_labels or {}
+        trainer = trainer_class(plans, configuration, fold, content, device=torch.device("cpu"))
         settings = {"workers": 0, "iterations": 2, **settings}
         if issubclass(trainer_class, DiffSegPretrainer):
             settings = {"pictures": 0, **settings}  # they take longer than an epoch here

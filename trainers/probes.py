@@ -72,6 +72,10 @@ class ProbeTrainer(DiffSegTrainer):
         unwrapped(self.network).configure(self.settings.probe)
         return super().configure_optimizers()
 
+    def _choose_dtype(self, sample: Tensor) -> tuple[torch.dtype | None, str]:
+        self.network.eval()  # the head's norms have a state, which a comparison must not change
+        return super()._choose_dtype(sample)
+
     def start_from(self, weights: Mapping[str, Tensor], source: str) -> int:
         count = super().start_from(weights, source)
         self._take_time_steps(source)

@@ -27,11 +27,13 @@ INITIAL_LR = {
     ("sgd", "decoder"): 1e-3,
     ("sgd", "linear"): 1e-2,  # a head starts from random weights
     ("sgd", "nonlinear"): 1e-2,
+    ("sgd", "pixel-ensemble"): 1e-2,
     ("adamw", "scratch"): 2e-3,
     ("adamw", "finetune"): 2e-3,
     ("adamw", "decoder"): 2e-3,
     ("adamw", "linear"): 2e-3,
     ("adamw", "nonlinear"): 2e-3,
+    ("adamw", "pixel-ensemble"): 1e-3,  # Baranchuk et al.
 }
 ADAMW_WEIGHT_DECAY = 1e-2
 
@@ -89,11 +91,13 @@ class DiffSegTrainer(DiffSegTrainerBase):
         frozen: parts of the planned network that keep their pretrained weights bit for bit: they get no gradient, are
             no part of the optimiser, and are run in evaluation mode, so that norms with a state keep it.
         is_stock: whether the result is the planned network alone, which stock nnU-Net can run.
+        votes: whether the outputs are shares of votes, whose spread is an uncertainty.
     """
 
     strategy: Strategy = "finetune"
     frozen: tuple[str, ...] = ()
     is_stock = True
+    votes = False
 
     def apply(self, settings: TrainingSettings) -> None:
         super().apply(settings)

@@ -35,6 +35,7 @@ STRATEGIES = {
     "decoder": "the decoder on a frozen pretrained encoder",
     "linear": "a linear probe of frozen features",
     "nonlinear": "a non-linear probe of them",
+    "pixel-ensemble": "perceptrons that vote on each voxel by them",
 }
 """What `diffseg train` trains, by the trainers' registered names."""
 Strategy = Annotated[str, typer.Option(help="; ".join(f"{name}: {words}" for name, words in STRATEGIES.items()) + ".")]

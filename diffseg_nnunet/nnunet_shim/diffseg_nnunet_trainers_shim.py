@@ -6,6 +6,7 @@ from diffseg_nnunet.trainers import (
     DiffSegTrainerDecoder,
     DiffSegTrainerLinear,
     DiffSegTrainerNonlinear,
+    DiffSegTrainerPixelEnsemble,
     DiffSegTrainerScratch,
 )
 
@@ -15,5 +16,6 @@ __all__ = [
     "DiffSegTrainerDecoder",
     "DiffSegTrainerLinear",
     "DiffSegTrainerNonlinear",
+    "DiffSegTrainerPixelEnsemble",
     "DiffSegTrainerScratch",
 ]

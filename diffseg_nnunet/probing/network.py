@@ -86,6 +86,8 @@ class ProbedNetwork(nn.Module):
         run()
         return self._tap.take()
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Logits (B, classes, ...) of the image's shape."""
-        return self.head(self.features(image))
+    def forward(self, image: Tensor, voxels: Tensor | None = None) -> Tensor:
+        """Logits (B, classes, ...) of the image's shape; or, of a head that is asked for some voxels, what its ``at``
+        returns for them."""
+        features = self.features(image)
+        return self.head(features) if voxels is None else self.head.at(features, voxels)

@@ -15,7 +15,7 @@ from diffseg_nnunet.training.schedules import NNUNET_ITERATIONS, EpochPlan, spli
 PATCHES_PER_SCAN = 2
 """Patches of one scan in a pretraining batch; pairs let the coordinate loss reach across patches."""
 
-Strategy = Literal["finetune", "scratch", "decoder", "linear", "nonlinear"]
+Strategy = Literal["finetune", "scratch", "decoder", "linear", "nonlinear", "pixel-ensemble"]
 """What is trained of the planned network, and from what; each is a registered trainer."""
 Pool = Literal["unlabeled", "training", "all"]
 POOLS = get_args(Pool)
@@ -67,6 +67,13 @@ class ProbingSettings(TrainingSettings):
     def __post_init__(self) -> None:
         if isinstance(self.probe, Mapping):  # from JSON
             object.__setattr__(self, "probe", ProbeSettings(**self.probe))
+
+
+@dataclass(frozen=True)
+class PixelEnsembleSettings(ProbingSettings):
+    """Settings of the pixel ensemble, by default at the time steps of Baranchuk et al. (arXiv 2112.03126)."""
+
+    probe: ProbeSettings = field(default_factory=lambda: ProbeSettings(time_steps=(50, 150, 250)))
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,8 @@ def pretrained(phantom_workspace: Workspace, tmp_path_factory: pytest.TempPathFa
         if configuration not in made:
             trainer = new_trainer(DiffSegPretrainer, configuration, iterations=2)
             trainer.initialize()
-            trainer.run_training()
+            with torch.enable_grad():  # tests may compare without
+                trainer.run_training()
             made[configuration] = Path(shutil.copy(trainer.final_checkpoint, folder / f"{configuration}.pth"))
         return made[configuration]
 

@@ -108,19 +108,19 @@ def convert_automatically(source: Path, request: Request) -> None:
     missing = [option.name for option in converter.options if option.required and option.name not in chosen.options]
     options = {option.name: option.kind() if option.kind is bool else None for option in converter.options}
     options |= {option.name: () for option in converter.options if option.many} | dict(chosen.options)
-    words = ["diffseg", "convert", chosen.format_name, *([str(source)] if converter.takes_source else [])]
+    words = ["diffseg", "convert", chosen.format_name, str(source)]
     words += [*_arguments(chosen.options), *request.as_arguments()]
     command = " ".join([shlex.join(words), *(f"{flag(name)} …" for name in missing)])
     if missing:
         raise BadInputError(f"{folder} is probably of the format '{chosen.format_name}'.", f"Run `{command}`.")
-    if not request.yes:
+    if not (request.yes or request.dry_run):
         if not sys.stdin.isatty():
             raise BadInputError(
                 f"{folder} is of the format '{chosen.format_name}', which nobody has confirmed.",
                 f"Run `{command}`, or add --yes.",
             )
         typer.confirm(f"Convert it as '{chosen.format_name}'?", abort=True)
-    convert(converter, folder if converter.takes_source else None, options, request)
+    convert(converter, folder, options, request)
 
 
 def print_formats() -> None:
@@ -210,8 +210,13 @@ def _print_report(report: ConversionReport, request: Request, reporter: ConsoleR
         reporter.console.print(_findings_table(report.findings))
         reporter.info(f"all of them: {report.folder / 'conversion.csv'}")
     if request.no_verify:
-        reporter.info(f"nothing was read: run diffseg verify {request.dataset_id}")
-    reporter.info(f"next: diffseg run {request.dataset_id}")
+        reporter.info(f"nothing was read: run {_command('verify', request)}")
+    reporter.info(f"next: {_command('run', request)}")
+
+
+def _command(name: str, request: Request) -> str:
+    """A command on the new data set, as it is to be typed."""
+    return shlex.join(["diffseg", name, str(request.dataset_id), *_arguments({"workspace": request.workspace})])
 
 
 def _print_labels(plan: ConversionPlan, reporter: ConsoleReporter) -> None:

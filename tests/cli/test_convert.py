@@ -206,6 +206,8 @@ def test_auto_asks_then_converts(diffseg: CommandLine, source: Source) -> None:
     known = third_party(diffseg, "clinic", "broken")
     finished = diffseg("convert", "auto", "source", "--id", 5, "--splits", "n=1", **known)
     finished.refused("format 'clinic'", "Run `diffseg convert clinic source --id 5 --splits n=1`, or add --yes")
+    # nothing is written, so that nothing needs to be agreed to
+    assert "3 training" in diffseg("convert", "auto", "source", "--id", 5, "--dry-run", **known).ok().out
     assert "clinic: 3 image(s) are named as in the clinic's folders (certainty 0.9)" in finished.out
     assert "the format 'broken' could not be asked: RuntimeError: built for another Python" in finished.out
     assert written(diffseg) == []

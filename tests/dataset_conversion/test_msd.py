@@ -354,7 +354,7 @@ def test_test_entries_may_not_escape_either(tmp_path: Path, workspace: Workspace
     [
         ({"labels": None}, "has no 'labels'"),
         ({"modality": None}, "has no 'channel_names'"),
-        ({"labels": {"0": "background", "1": "a", "3": "b"}}, "label values are 0, 1, 3"),
+        ({"labels": {"0": "background", "1": "a", "01": "b"}}, "several labels have the value 1"),
         ({"modality": {"1": "MR"}}, "channels of"),
         ({"training": ["./imagesTr/brain_001.nii.gz"]}, "'training' in"),
         ({"training": {"a": 1}}, "'training' in"),

@@ -8,6 +8,7 @@ from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.raw_dataset import VOLUME_ENDINGS, split_channel, split_ending, visible_files
 from diffseg_nnunet.verification import listed
 
+from .archives import ENDINGS, FOREIGN_ENDINGS
 from .converter import Converter, Option, Recognition
 from .description import BACKGROUND, ConversionPlan, SourceCase
 from .label_names import numbered, read_label_names, renumbering
@@ -15,7 +16,6 @@ from .layouts import CASE, Layout, match
 from .naming import usable_name
 from .sources import VolumeFile, channels
 
-ARCHIVE_ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".7z", ".rar")
 EXPECTED = """\
 images/liver_01.nii.gz         or liver_01_0000.nii.gz, liver_01_0001.nii.gz, ... with several channels
 labels/liver_01.nii.gz         the same name; may be missing altogether
@@ -153,7 +153,7 @@ def require_folder(folder: Path, expected: str) -> Path:
     """
     tree = f"Expected is\n{expected}"
     if folder.is_file():
-        archive = folder.name.endswith(ARCHIVE_ENDINGS)
+        archive = folder.name.lower().endswith((*ENDINGS, *FOREIGN_ENDINGS))
         reason = "is an archive; extract it first, then point to the folder" if archive else "is a file, not a folder"
         raise BadInputError(f"{folder} {reason}.", tree)
     if not folder.is_dir():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,11 +19,11 @@ from diffseg_nnunet.dataset_conversion.preview import preview
 from diffseg_nnunet.dataset_conversion.report import described_plan, write_report
 from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.planning.hardware import worker_count
-from diffseg_nnunet.verification import grouped
+from diffseg_nnunet.verification import grouped, listed
 from diffseg_nnunet.workspace import Workspace
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from diffseg_nnunet.dataset_conversion.converter import Converter
     from diffseg_nnunet.dataset_conversion.description import ConversionPlan
@@ -65,7 +66,8 @@ def convert(converter: Converter, source: Path | None, options: Mapping[str, Any
     reporter = ConsoleReporter()
     if source is not None and (source := _folder_of(source, request, reporter)) is None:
         return
-    plan = converter.plan(source, name=request.name, **options)
+    with _archives_named(source):
+        plan = converter.plan(source, name=request.name, **options)
     labels = selection.names_given(request.keep_labels, _LABELS) if request.keep_labels is not None else ()
     cases = selection.names_given(request.cases, _CASES) if request.cases is not None else ()
     plan = selection.prepared(plan, labels=labels, cases=cases, splits=request.splits)
@@ -103,7 +105,8 @@ def convert_automatically(source: Path, request: Request) -> None:
         reporter.warn(f"the format '{each.name}' could not be asked: {each.reason}")
     for each in found:
         reporter.info(f"{each.format_name}: {each.reason} (certainty {each.certainty:g})")
-    chosen = recognition.best(folder, found)
+    with _archives_named(folder):
+        chosen = recognition.best(folder, found)
     converter = recognition.load(chosen.format_name)
     missing = [option.name for option in converter.options if option.required and option.name not in chosen.options]
     options = {option.name: option.kind() if option.kind is bool else None for option in converter.options}
@@ -135,6 +138,22 @@ def print_formats() -> None:
         if converter.licence:
             reporter.info(f"  licence: {converter.licence}")
         reporter.info("\n".join(f"    {line}" for line in converter.expects.splitlines()) + "\n")
+
+
+@contextmanager
+def _archives_named(source: Path | None) -> Iterator[None]:
+    """Where a folder is refused, archives in it are the likeliest reason."""
+    try:
+        yield
+    except BadInputError as error:
+        packed = archives.archives_in(source) if source is not None else []
+        if not packed:
+            raise
+        shown = listed(path.relative_to(source) for path in packed)
+        raise BadInputError(
+            f"{error.message} It holds archives: {shown}.",
+            f"Extract them where they are, if they are parts of it. {error.mend or ''}".rstrip(),
+        ) from error
 
 
 def _execute(

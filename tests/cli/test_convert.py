@@ -199,6 +199,13 @@ def test_an_archive(diffseg: CommandLine, source: Source) -> None:
     assert content(diffseg, "Dataset005_Clinic")["source"] == "source"
 
 
+def test_archives_within_a_folder_are_named(diffseg: CommandLine) -> None:
+    (diffseg.folder / "download/Abdomen").mkdir(parents=True)
+    (diffseg.folder / "download/Abdomen/RawData.zip").touch()
+    for form in ("btcv", "auto"):
+        diffseg("convert", form, "download", "--id", 5).refused("It holds archives: Abdomen/RawData.zip", "Extract")
+
+
 # --- recognition ------------------------------------------------------------------------------------------------------
 
 

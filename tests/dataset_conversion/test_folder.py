@@ -449,6 +449,15 @@ def test_identifiers_that_would_break_later(run: Run, workspace: Workspace, sour
     assert f"{identifier}.nii.gz) cannot be a case identifier" in message
 
 
+def test_all_names_that_would_break_later_are_told(run: Run, workspace: Workspace, source: Path) -> None:
+    for name in ("é 1", "é 2", "é 3"):
+        for part in ("images", "labels"):
+            shutil.copy(source / part / "liver_1.nii.gz", source / part / f"{name}.nii.gz")
+    message = refusal(run, workspace)
+    assert "'é 1'" in message
+    assert "Nor can 2 more: é 2, é 3." in message
+
+
 @pytest.mark.parametrize("name", ["my liver", "../Liver", "/tmp/Liver", "a__b", ""])
 def test_names_that_cannot_be(run: Run, workspace: Workspace, tmp_path: Path, name: str) -> None:
     assert "--name" in refusal(run, workspace, name=name)

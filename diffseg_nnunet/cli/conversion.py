@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from contextlib import contextmanager
@@ -64,6 +65,8 @@ def convert(converter: Converter, source: Path | None, options: Mapping[str, Any
         typer.Exit: with code 1, where there is something to look at.
     """
     reporter = ConsoleReporter()
+    if request.report is not None:
+        _refuse_unwritable(request.report)
     if source is not None and (source := _folder_of(source, request, reporter)) is None:
         return
     with _archives_named(source):
@@ -138,6 +141,13 @@ def print_formats() -> None:
         if converter.licence:
             reporter.info(f"  licence: {converter.licence}")
         reporter.info("\n".join(f"    {line}" for line in converter.expects.splitlines()) + "\n")
+
+
+def _refuse_unwritable(report: Path) -> None:
+    """A report that cannot be written is to be known before hours of work, and must not hide what they found."""
+    existing = next(folder for folder in (report.absolute(), *report.absolute().parents) if folder.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise BadInputError(f"--report {report} cannot be a folder to write into.", "Choose another.")
 
 
 @contextmanager

@@ -172,6 +172,12 @@ def test_exit_codes_and_reports(diffseg: CommandLine, source: Source) -> None:
     assert "next: diffseg run 5" in mended.out
 
 
+def test_a_report_that_cannot_be_written_is_seen_first(diffseg: CommandLine, source: Source) -> None:
+    (diffseg.folder / "why").touch()
+    folder_format(diffseg, source, "--report", "why/not").refused("--report why/not cannot be a folder")
+    assert written(diffseg) == []
+
+
 def test_bad_cases_are_skipped_on_request(diffseg: CommandLine, source: Source) -> None:
     source.broken_image.write_bytes(b"x")
     folder_format(diffseg, source).refused("--skip-bad")

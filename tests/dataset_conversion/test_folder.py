@@ -545,7 +545,7 @@ def test_different_geometry(run: Run, workspace: Workspace, source: Path, name: 
 def test_label_values_that_have_no_name(run: Run, workspace: Workspace, source: Path) -> None:
     (source / "labels.json").write_text('{"background": 0, "liver": 1}')
     message = refusal(run, workspace)
-    assert message.count("does not name: 2 (named are 0, 1)") == 2
+    assert message.count("that have no name: 2 (named are 0, 1)") == 2
 
 
 def test_labels_that_are_no_integers(run: Run, workspace: Workspace, source: Path) -> None:

@@ -2,7 +2,8 @@
 
 Bi-Real Net (arXiv 1808.00278) and ReActNet (arXiv 2003.03488), as HiDiff uses them (methods.md 3.3). A binary weight is
 ``sign(W) · mean |W|`` per output channel, a binary activation ``sign(x)``; sign is 1 at 0, so that every weight and
-every activation is one bit. Training keeps the real W behind the signs; what is stored for inference is the bits.
+every activation is one bit. Training keeps the real W behind the signs; what is stored for inference is the bits. They
+save storage and no time: PyTorch multiplies ±1 like any other number.
 """
 
 from __future__ import annotations

@@ -6,8 +6,6 @@ segmentors: batches of volumes are too small for batch statistics.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -180,11 +178,11 @@ class Condition(nn.Module):
     """
 
     def __init__(
-        self, block: type[Block], condition_channels: int, channels: int, kernel_size: Sequence[int], embedding_dim: int
+        self, block: type[Block], condition_channels: int, channels: int, kernel_size: Axes, embedding_dim: int
     ):
         super().__init__()
-        self.project = ResidualBlock(condition_channels, channels, tuple(kernel_size), embedding_dim)
-        self.merge = block(2 * channels, channels, tuple(kernel_size), embedding_dim)
+        self.project = ResidualBlock(condition_channels, channels, kernel_size, embedding_dim)
+        self.merge = block(2 * channels, channels, kernel_size, embedding_dim)
 
     def forward(self, features: Tensor, condition: Tensor, embedding: Tensor) -> Tensor:
         return self.merge(torch.cat([features, self.project(condition, embedding)], dim=1), embedding)

@@ -6,6 +6,7 @@ y_T is drawn from the prior, the network says which voxels are flipped, and T st
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -52,7 +53,7 @@ def entropy_bits(probability: Tensor, exclusive: bool) -> Tensor:
 
 def _surprise(probability: Tensor) -> Tensor:
     """-p log2 p, 0 at p = 0."""
-    return -torch.xlogy(probability, probability) / torch.log(torch.tensor(2.0))
+    return -torch.xlogy(probability, probability) / math.log(2)
 
 
 @torch.no_grad()

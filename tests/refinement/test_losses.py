@@ -83,6 +83,14 @@ def test_the_segmentor_learns_through_its_features_too(binary: bool) -> None:
     assert given["segmentor"].fine.weight.grad is None
 
 
+def test_certain_priors_give_finite_gradients() -> None:
+    network, given = refiner(True), scene()
+    certain = torch.tensor([0.0, 1.0]).reshape(1, 2, 1, 1).repeat(2, 1, 8, 8).requires_grad_()
+    given["prior"] = certain
+    loss_of(segmentor_loss, network, given).backward()
+    assert certain.grad.isfinite().all()
+
+
 def test_both_half_steps_are_one_loss() -> None:
     network, given = refiner(True), scene()
     refining, segmenting = (loss_of(half, network, given) for half in (refiner_loss, segmentor_loss))

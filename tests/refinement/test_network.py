@@ -8,6 +8,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from dynamic_network_architectures.building_blocks.plain_conv_encoder import PlainConvEncoder
+from dynamic_network_architectures.building_blocks.residual_encoders import ResidualEncoder
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -239,6 +241,20 @@ def test_architectures_that_cannot_be(changes: dict[str, object], message: str) 
 def test_architectures_go_through_json() -> None:
     for plan in ARCHITECTURES:
         assert RefinerArchitecture(**json.loads(json.dumps(plan.to_json()))) == plan
+
+
+@pytest.mark.parametrize("encoder", ["plain", "residual"])
+def test_a_planned_encoders_feature_maps_fit(encoder: str) -> None:
+    # an anisotropic plan, as nnU-Net makes them for thick slices
+    channels, strides = [4, 8, 12, 16], [[1, 1, 1], [1, 2, 2], [2, 2, 2], [1, 2, 2]]
+    kernels = [[1, 3, 3], [3, 3, 3], [3, 3, 3], [3, 3, 3]]
+    kind = PlainConvEncoder if encoder == "plain" else ResidualEncoder
+    options = {"norm_op": nn.InstanceNorm3d, "nonlin": nn.LeakyReLU, "return_skips": True}
+    segmentor = kind(1, 4, channels, nn.Conv3d, kernels, strides, 1, **options)
+    image, prior = torch.randn(1, 1, 4, 16, 24), torch.rand(1, 2, 4, 16, 24)
+    network = Refiner(RefinerArchitecture(1, 2, channels, strides, kernels, segmentor.output_channels[-2:]))
+    found = network(torch.bernoulli(prior), torch.tensor([5]), prior, image, segmentor(image)[-2:])
+    assert found.shape == prior.shape
 
 
 def test_features_of_another_segmentor_are_refused() -> None:

@@ -85,6 +85,7 @@ class DiffSegTrainerBase(nnUNetTrainer):
     """
 
     settings: TrainingSettings
+    settings_type: type[TrainingSettings] = TrainingSettings
     samples_per_group = 1
     batches_per_iteration = 1
 
@@ -114,7 +115,7 @@ class DiffSegTrainerBase(nnUNetTrainer):
         self.apply(self.default_settings())
 
     def default_settings(self) -> TrainingSettings:
-        return TrainingSettings()
+        return self.settings_type()
 
     def apply(self, settings: TrainingSettings) -> None:
         """Take over settings; before :meth:`initialize`."""

@@ -12,10 +12,9 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, nn
 
-from diffseg_nnunet.coordinates.guidance import MAP_CHANNELS, narrow_input
+from diffseg_nnunet.coordinates.guidance import MAP_CHANNELS
 from diffseg_nnunet.coordinates.head import CoordinateRegressor
 from diffseg_nnunet.coordinates.positions import geometry_from_properties, preprocessed_to_patient
-from diffseg_nnunet.diffusion.conditioning import fold
 from diffseg_nnunet.errors import BadInputError, StageFailedError
 from diffseg_nnunet.planning.section import UNLABELLED_SUFFIX, stage_plan
 from diffseg_nnunet.preprocessed import preprocessed_cases
@@ -395,10 +394,8 @@ class DiffSegPretrainer(DiffSegTrainerBase):
 
     def folded(self) -> dict[str, Tensor]:
         """The averaged weights, folded at the planned time step, without the inputs of guidance: a stock network's."""
-        network, conditioning = self.denoiser.network, self.denoiser.conditioning
         with self.phases[-1].ema.applied():
-            weights = fold(network, conditioning, self.settings.diffusion.fold_timestep)
-        return weights if self.denoiser.regressor is None else narrow_input(weights, network)
+            return self.denoiser.folded(self.settings.diffusion.fold_timestep)
 
     def save_checkpoint(self, filename: str) -> None:
         """Write a checkpoint whose ``network_weights`` stock nnU-Net starts from; the rest has keys of its own."""

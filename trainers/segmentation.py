@@ -1,4 +1,4 @@
-"""nnU-Net's recipe from a pretrained network, and its twin from scratch."""
+"""nnU-Net's recipe from a pretrained network, in whole or its decoder alone, and its twin from scratch."""
 
 from __future__ import annotations
 
@@ -24,8 +24,16 @@ from .loaders import SeededLoader
 INITIAL_LR = {
     ("sgd", "scratch"): 1e-2,  # nnU-Net
     ("sgd", "finetune"): 1e-3,  # nnU-Net's own trainers of pretrained networks
+    ("sgd", "decoder"): 1e-3,
+    ("sgd", "linear"): 1e-2,  # a head starts from random weights
+    ("sgd", "nonlinear"): 1e-2,
+    ("sgd", "pixel-ensemble"): 1e-2,
     ("adamw", "scratch"): 2e-3,
     ("adamw", "finetune"): 2e-3,
+    ("adamw", "decoder"): 2e-3,
+    ("adamw", "linear"): 2e-3,
+    ("adamw", "nonlinear"): 2e-3,
+    ("adamw", "pixel-ensemble"): 1e-3,  # Baranchuk et al.
 }
 ADAMW_WEIGHT_DECAY = 1e-2
 
@@ -77,14 +85,32 @@ class DiffSegTrainer(DiffSegTrainerBase):
 
     Left and right are not swapped where the plan says so, in training and at test time. The pretrained weights are
     loaded by ``diffseg train`` (or by ``nnUNetv2_train -pretrained_weights``), not here.
+
+    Attributes:
+        strategy: its registered name.
+        frozen: parts of the planned network that keep their pretrained weights bit for bit: they get no gradient, are
+            no part of the optimiser, and are run in evaluation mode, so that norms with a state keep it.
+        is_stock: whether the result is the planned network alone, which stock nnU-Net can run.
+        votes: whether the outputs are shares of votes, whose spread is an uncertainty.
     """
 
     strategy: Strategy = "finetune"
+    frozen: tuple[str, ...] = ()
+    is_stock = True
+    votes = False
 
     def apply(self, settings: TrainingSettings) -> None:
         super().apply(settings)
         default = INITIAL_LR[settings.optimizer, self.strategy]
         self.initial_lr = default if settings.initial_lr is None else settings.initial_lr
+
+    @property
+    def planned_network(self) -> nn.Module:
+        """The planned network, of which pretrained weights are, after :meth:`initialize`."""
+        return unwrapped(self.network)
+
+    def _frozen_modules(self) -> list[nn.Module]:
+        return [self.planned_network.get_submodule(name) for name in self.frozen]
 
     def start_from(self, weights: Mapping[str, Tensor], source: str) -> int:
         """Take over pretrained weights, all but the output layers, after :meth:`initialize`.
@@ -98,26 +124,32 @@ class DiffSegTrainer(DiffSegTrainerBase):
         Raises:
             BadInputError: keys or shapes differ from the plan's; the message lists them.
         """
-        return initialise(unwrapped(self.network), weights, source)
+        return initialise(self.planned_network, weights, source)
 
     def adapt_from(self, weights: Mapping[str, Tensor], source: str) -> Adaptation:
         """Take over the weights of a checkpoint the plan was made to start from, adapted where shapes differ, after
         :meth:`initialize`; what is skipped keeps its random weights, and so do the output layers.
 
         Raises:
-            BadInputError: too small a share of the network fits; the message holds a table.
+            BadInputError: too small a share of the network fits, or not all of what stays frozen; the message holds a
+                table.
         """
-        network = unwrapped(self.network)
+        network = self.planned_network
         own = network.state_dict()
         adaptation = adapt(own, weights)
-        require_share(adaptation, source, self.configuration_name)
+        require_share(adaptation, source, self.configuration_name, self.frozen)
         network.load_state_dict(adaptation.state_for(own))
         return adaptation
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, PolyLRScheduler]:
-        optimizer, _ = super().configure_optimizers()
+        for module in self._frozen_modules():
+            module.requires_grad_(False)
+        trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        stock, _ = super().configure_optimizers()
         if self.settings.optimizer == "adamw":
-            optimizer = torch.optim.AdamW(self.network.parameters(), self.initial_lr, weight_decay=ADAMW_WEIGHT_DECAY)
+            optimizer = torch.optim.AdamW(trained, self.initial_lr, weight_decay=ADAMW_WEIGHT_DECAY)
+        else:
+            optimizer = type(stock)(trained, **stock.defaults)  # nnU-Net's takes frozen parameters, too
         return optimizer, WarmupPolyLRScheduler(optimizer, self.initial_lr, self.num_epochs, self.warmup_epochs)
 
     def _build_loss(self) -> nn.Module:
@@ -171,9 +203,12 @@ class DiffSegTrainer(DiffSegTrainerBase):
             segmentation = labels[torch.randint(len(labels), (2 if masks else 1, *patch_size))]
             image = torch.randn(self.num_input_channels - masks, *patch_size)
             samples.append(transforms(image=image, segmentation=segmentation))
+        targets = [sample["segmentation"] for sample in samples]
         return {
             "data": torch.stack([sample["image"] for sample in samples]),
-            "target": [torch.stack(scale) for scale in zip(*(s["segmentation"] for s in samples), strict=True)],
+            "target": [torch.stack(scale) for scale in zip(*targets, strict=True)]
+            if self.enable_deep_supervision
+            else torch.stack(targets),
             "keys": [f"noise_{index}" for index in range(len(samples))],
         }
 
@@ -188,6 +223,11 @@ class DiffSegTrainer(DiffSegTrainerBase):
             probabilistic_oversampling=self.probabilistic_oversampling,
             transforms=transforms,
         )
+
+    def on_train_epoch_start(self) -> None:
+        super().on_train_epoch_start()
+        for module in self._frozen_modules():
+            module.eval()
 
     def train_step(self, batch: dict) -> dict:
         with self.cpu_autocast():
@@ -214,3 +254,13 @@ class DiffSegTrainerScratch(DiffSegTrainer):
     """The twin: same plan, length, schedule and seed, random initial weights, nnU-Net's initial rate."""
 
     strategy: Strategy = "scratch"
+
+
+class DiffSegTrainerDecoder(DiffSegTrainer):
+    """The pretrained encoder frozen; decoder and output layers are trained (arXiv 2402.15216, "fine-tuning decoder").
+
+    The result is a stock network, as after fine-tuning.
+    """
+
+    strategy: Strategy = "decoder"
+    frozen = ("encoder",)

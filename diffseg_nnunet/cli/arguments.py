@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated
 
@@ -28,7 +29,16 @@ Folds = Annotated[list[str] | None, typer.Option("--fold", "-f", help="Fold; may
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of every random generator.")]
 Precision = Annotated[str, typer.Option(help="On the CPU: auto, float32 or bfloat16.")]
-Strategy = Annotated[str, typer.Option(help="finetune (from a pretrained network) or scratch (its twin).")]
+STRATEGIES = {
+    "finetune": "all of a pretrained network",
+    "scratch": "its twin from random weights",
+    "decoder": "the decoder on a frozen pretrained encoder",
+    "linear": "a linear probe of frozen features",
+    "nonlinear": "a non-linear probe of them",
+    "pixel-ensemble": "perceptrons that vote on each voxel by them",
+}
+"""What `diffseg train` trains, by the trainers' registered names."""
+Strategy = Annotated[str, typer.Option(help="; ".join(f"{name}: {words}" for name, words in STRATEGIES.items()) + ".")]
 
 _CONFIGURATIONS, _FOLDS = ("-c", "--configuration"), ("-f", "--fold")
 _LISTS = {
@@ -80,7 +90,7 @@ def parse_fold(text: str) -> int | str:
     return int(text)
 
 
-def check_choice(option: str, value: str, choices: tuple[str, ...]) -> str:
+def check_choice(option: str, value: str, choices: Collection[str]) -> str:
     """`value` if it is one of `choices`.
 
     Raises:

@@ -7,9 +7,8 @@ from typing import Annotated
 
 import typer
 
-from diffseg_nnunet.cli.arguments import Configuration, DatasetId, Folds, Strategy, Workspace
+from diffseg_nnunet.cli.arguments import STRATEGIES, Configuration, DatasetId, Folds, Strategy, Workspace
 from diffseg_nnunet.cli.console import open_project
-from diffseg_nnunet.cli.train import STRATEGIES
 
 
 def export(

@@ -7,9 +7,8 @@ from typing import Annotated
 
 import typer
 
-from diffseg_nnunet.cli.arguments import Configurations, Device, Folds, Strategy, Workspace
+from diffseg_nnunet.cli.arguments import STRATEGIES, Configurations, Device, Folds, Strategy, Workspace
 from diffseg_nnunet.cli.console import open_project
-from diffseg_nnunet.cli.train import STRATEGIES
 
 
 def predict(
@@ -25,6 +24,10 @@ def predict(
     postprocessing: Annotated[
         Path | None, typer.Option(help="nnU-Net's postprocessing.pkl to apply.", show_default=False)
     ] = None,
+    uncertainty: Annotated[
+        bool,
+        typer.Option("--uncertainty", help="Also write how much the voters of a pixel ensemble disagree, 0 to 1."),
+    ] = False,
     device: Device = "auto",
     workspace: Workspace = None,
 ) -> None:
@@ -44,6 +47,7 @@ def predict(
             strategy=strategy,
             mirroring=not no_mirroring,
             postprocessing=postprocessing,
+            uncertainty=uncertainty,
         )
         failed = predict_stage(project, request, source, output, device)
         project.reporter.info(f"segmentations: {output}")

@@ -6,10 +6,9 @@ from typing import Annotated
 
 import typer
 
-from diffseg_nnunet.cli.arguments import Configurations, DatasetId, Device, Folds, Workspace
+from diffseg_nnunet.cli.arguments import STRATEGIES, Configurations, DatasetId, Device, Folds, Workspace
 from diffseg_nnunet.cli.console import open_project
 from diffseg_nnunet.cli.pretrain import OPTIMIZERS
-from diffseg_nnunet.cli.train import STRATEGIES
 
 _KEPT = "Not given: as in the data set's last run, else the default."
 
@@ -18,7 +17,7 @@ def run(
     dataset_id: DatasetId,
     configuration: Configurations = None,
     fold: Folds = None,
-    strategy: Annotated[str | None, typer.Option(help=f"finetune or scratch. {_KEPT}")] = None,
+    strategy: Annotated[str | None, typer.Option(help=f"{', '.join(STRATEGIES)}, as in `train`. {_KEPT}")] = None,
     iterations: Annotated[int | None, typer.Option(min=1, help=f"Training length. {_KEPT}")] = None,
     pretrain_iterations: Annotated[int | None, typer.Option(min=1, help=f"Pretraining length. {_KEPT}")] = None,
     pretrain_on: Annotated[

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from diffseg_nnunet.cli.arguments import Configuration, DatasetId, Device, Fold, Precision, Seed, Strategy, Workspace
+from diffseg_nnunet.cli.arguments import (
+    STRATEGIES,
+    Configuration,
+    DatasetId,
+    Device,
+    Fold,
+    Precision,
+    Seed,
+    Strategy,
+    Workspace,
+)
 from diffseg_nnunet.cli.console import is_first, open_project
 from diffseg_nnunet.cli.pretrain import OPTIMIZERS, InitialRate, Iterations, Optimizer, Resume, Workers
 
-STRATEGIES = ("finetune", "scratch")
+if TYPE_CHECKING:
+    from diffseg_nnunet.probing.settings import ProbeSettings
 
 
 def train(
@@ -26,6 +37,15 @@ def train(
         Path | None, typer.Option(help="Checkpoint to start from; else this data set's own.", show_default=False)
     ] = None,
     npz: Annotated[bool, typer.Option("--npz", help="Also store softmax outputs of the validation cases.")] = False,
+    probe_time_steps: Annotated[
+        str | None,
+        typer.Option(
+            metavar="T,T,…",
+            help="What probes read: the features of the image noised to these time steps of the pretraining, joined; "
+            "else those of the image itself.",
+            show_default=False,
+        ),
+    ] = None,
     optimizer: Optimizer = "sgd",
     initial_lr: InitialRate = None,
     precision: Precision = "auto",
@@ -33,7 +53,8 @@ def train(
     resume: Resume = True,
     workspace: Workspace = None,
 ) -> None:
-    """Train one fold by nnU-Net's recipe, pretrained or from scratch, and score its validation cases. Resumes."""
+    """Train one fold by nnU-Net's recipe, from a pretrained network or from scratch, and score its validation cases.
+    Resumes."""
     with open_project(workspace, dataset_id, several=True) as project:
         from diffseg_nnunet.cli.arguments import check_choice, given, parse_fold
         from diffseg_nnunet.errors import EXIT_BAD_INPUT
@@ -61,6 +82,7 @@ def train(
                 initial_lr=initial_lr,
                 precision=precision,
                 workers=workers,
+                probe=None if probe_time_steps is None else _probe_settings(probe_time_steps),
             ),
         )
         if not is_first():
@@ -74,3 +96,16 @@ def train(
             project.reporter.warn(f"{failure.case} was not scored: {failure.reason}")
         if evaluation.failures:
             raise typer.Exit(EXIT_BAD_INPUT)
+
+
+def _probe_settings(time_steps: str) -> ProbeSettings:
+    """Of a list like 50,150,250. Raises BadInputError if it is none."""
+    from diffseg_nnunet.errors import BadInputError
+    from diffseg_nnunet.probing.settings import ProbeSettings
+
+    try:
+        return ProbeSettings(time_steps=tuple(int(step) for step in time_steps.split(",")))
+    except ValueError as error:
+        raise BadInputError(
+            f"--probe-time-steps {time_steps} is no list of different time steps.", "Give numbers like 50,150,250."
+        ) from error

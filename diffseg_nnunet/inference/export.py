@@ -14,6 +14,7 @@ import numpy as np
 from nnunetv2.inference.export_prediction import export_prediction_from_logits, resample_and_save
 
 from diffseg_nnunet.atomic import full_disk_named, remove_leftovers, temporary_sibling
+from diffseg_nnunet.inference.uncertainty import UNCERTAINTY_FOLDER, write_disagreement
 from diffseg_nnunet.raw_dataset import VOLUME_ENDINGS
 from diffseg_nnunet.verification import UnreadableVolumeError, read_volume
 
@@ -29,7 +30,13 @@ def is_exported(folder: Path, case: str, file_ending: str, with_probabilities: b
 
 
 def export_case(
-    logits: Any, properties: dict, predictor: Any, folder: Path, case: str, with_probabilities: bool = False
+    logits: Any,
+    properties: dict,
+    predictor: Any,
+    folder: Path,
+    case: str,
+    with_probabilities: bool = False,
+    with_disagreement: bool = False,
 ) -> None:
     """Resample logits to the image's grid and publish ``folder/case`` + ending.
 
@@ -38,6 +45,8 @@ def export_case(
         properties: of the case, as preprocessing returned them.
         predictor: nnU-Net's, initialised.
         with_probabilities: also ``.npz`` and ``.pkl``, which ensembling reads.
+        with_disagreement: also ``folder/uncertainty/case`` + ending, of logits that are shares of votes; published
+            before the segmentation.
 
     Raises:
         OSError: the disk is full, or what was written cannot be read back.
@@ -51,8 +60,14 @@ def export_case(
             predictor.plans_manager,
             predictor.dataset_json,
             str(partial / case),
-            with_probabilities,
+            with_probabilities or with_disagreement,
         )
+        if with_disagreement:
+            written = partial / UNCERTAINTY_FOLDER / f"{case}{file_ending}"
+            for place in (written.parent, folder / UNCERTAINTY_FOLDER):
+                place.mkdir(exist_ok=True)
+            write_disagreement(partial / f"{case}.npz", partial / f"{case}{file_ending}", written)
+            publish(written, folder / UNCERTAINTY_FOLDER)
         for ending in endings(file_ending, with_probabilities):
             publish(partial / f"{case}{ending}", folder)
 

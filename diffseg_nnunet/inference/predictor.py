@@ -65,6 +65,7 @@ def predict_cases(
     save_probabilities: bool = False,
     previous_stage: Path | None = None,
     skip_existing: bool = False,
+    disagreement: bool = False,
     progress: CaseProgress | None = None,
 ) -> list[FailedCase]:
     """Predict each case and publish its segmentation in `output`, on the image's own grid.
@@ -74,6 +75,7 @@ def predict_cases(
         cases: image files per channel.
         previous_stage: folder with the segmentations a cascade's last stage reads.
         skip_existing: leave cases alone whose files are already in `output`.
+        disagreement: also write how much voters disagree, of a model that votes, into ``output/uncertainty``.
 
     Returns:
         The cases that could not be predicted; the others are done.
@@ -85,7 +87,7 @@ def predict_cases(
     for number, case in enumerate(cases, start=1):
         if not (skip_existing and is_exported(output, case.identifier, ending, save_probabilities)):
             try:
-                _predict(predictor, case, output, save_probabilities, previous_stage)
+                _predict(predictor, case, output, save_probabilities, previous_stage, disagreement)
             except torch.OutOfMemoryError as error:
                 raise StageFailedError(
                     f"The GPU's memory does not suffice for {case.identifier}.",
@@ -100,7 +102,12 @@ def predict_cases(
 
 
 def _predict(
-    predictor: nnUNetPredictor, case: Case, output: Path, save_probabilities: bool, previous_stage: Path | None
+    predictor: nnUNetPredictor,
+    case: Case,
+    output: Path,
+    save_probabilities: bool,
+    previous_stage: Path | None,
+    disagreement: bool,
 ) -> None:
     previous = None
     if previous_stage is not None:
@@ -112,4 +119,4 @@ def _predict(
         labels = predictor.label_manager.foreground_labels
         data = np.vstack((data, convert_labelmap_to_one_hot(segmentation[0], labels, data.dtype)))
     logits = predictor.predict_logits_from_preprocessed_data(torch.from_numpy(data)).cpu()
-    export_case(logits, properties, predictor, output, case.identifier, save_probabilities)
+    export_case(logits, properties, predictor, output, case.identifier, save_probabilities, disagreement)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import Tensor
 
 from diffseg_nnunet import registry
 from diffseg_nnunet.errors import BadInputError
@@ -99,6 +100,24 @@ def _built(content: Mapping[str, Any], path: Path | str, device: torch.device) -
         content.get("pool", {}),
         device,
     )
+
+
+def weights_at(model: PretrainedModel, time_steps: Sequence[int], source: str) -> list[dict[str, Tensor]]:
+    """For each time step the weights of the stock network that equals the pretrained one there.
+
+    Args:
+        source: the checkpoint's name for the message.
+
+    Raises:
+        BadInputError: it was pretrained with fewer time steps.
+    """
+    there = model.settings.diffusion.timesteps
+    if max(time_steps) >= there:
+        raise BadInputError(
+            f"{source} was pretrained with {there} time steps, there is none {max(time_steps)}.",
+            f"Give --probe-time-steps from 0 to {there - 1}.",
+        )
+    return [model.assembly.denoiser.folded(t) for t in time_steps]
 
 
 def refuse_foreign_code(architecture: Mapping[str, Any], path: Path | str) -> None:

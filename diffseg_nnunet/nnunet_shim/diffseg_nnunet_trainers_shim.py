@@ -1,5 +1,21 @@
 """nnU-Net imports every module of this folder flat; absolute imports keep class identity and pickling intact."""
 
-from diffseg_nnunet.trainers import DiffSegPretrainer, DiffSegTrainer, DiffSegTrainerScratch
+from diffseg_nnunet.trainers import (
+    DiffSegPretrainer,
+    DiffSegTrainer,
+    DiffSegTrainerDecoder,
+    DiffSegTrainerLinear,
+    DiffSegTrainerNonlinear,
+    DiffSegTrainerPixelEnsemble,
+    DiffSegTrainerScratch,
+)
 
-__all__ = ["DiffSegPretrainer", "DiffSegTrainer", "DiffSegTrainerScratch"]
+__all__ = [
+    "DiffSegPretrainer",
+    "DiffSegTrainer",
+    "DiffSegTrainerDecoder",
+    "DiffSegTrainerLinear",
+    "DiffSegTrainerNonlinear",
+    "DiffSegTrainerPixelEnsemble",
+    "DiffSegTrainerScratch",
+]

@@ -8,6 +8,7 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from diffseg_nnunet import registry
 from diffseg_nnunet.atomic import write_file
 from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.pipeline.project import Project
@@ -32,8 +33,13 @@ def export_stock(
         The names in the zip.
 
     Raises:
-        BadInputError: no such fold is trained, or `target` is no .zip.
+        BadInputError: no such fold is trained, `target` is no .zip, or the strategy's result is no stock network.
     """
+    if not registry.load("trainers", strategy).is_stock:
+        raise BadInputError(
+            f"A model of --strategy {strategy} has a head that stock nnU-Net does not know.",
+            "Predict with `diffseg predict`, or export one of --strategy finetune, decoder or scratch.",
+        )
     if target.suffix != ".zip":
         raise BadInputError(f"{target} does not end in .zip.", "Give --stock OUT.zip.")
     folder = project.model_folder(strategy, configuration)

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from diffseg_nnunet import registry
 from diffseg_nnunet.atomic import full_disk_named, write_json
 from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.inference.export import is_exported, partial_folder, publish
 from diffseg_nnunet.inference.predictor import FailedCase, load_predictor, predict_cases, require_trained
+from diffseg_nnunet.inference.uncertainty import READER
 from diffseg_nnunet.pipeline.device import prepare_device
 from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.pipeline.records import image_stamps, read_record
@@ -33,6 +35,7 @@ class PredictionRequest:
         strategy: the trainer's registered name.
         mirroring: test-time mirroring over the axes the plan allows.
         postprocessing: nnU-Net's postprocessing.pkl to apply, None for none.
+        uncertainty: also write maps of how much the voters of a pixel ensemble disagree.
         checkpoint: file name within the folds.
     """
 
@@ -41,6 +44,7 @@ class PredictionRequest:
     strategy: str = "finetune"
     mirroring: bool = True
     postprocessing: Path | None = None
+    uncertainty: bool = False
     checkpoint: str = FINAL
 
 
@@ -98,7 +102,8 @@ def predict(
         The cases that were set aside; all others are done.
 
     Raises:
-        BadInputError: a model is not trained, `source` has no images, or it is the same folder as `output`.
+        BadInputError: a model is not trained, `source` has no images, it is the same folder as `output`, or there are
+            no votes to tell the uncertainty by.
     """
     if request.postprocessing is not None:
         _refuse_foreign_pickle(project, request.postprocessing)
@@ -106,6 +111,8 @@ def predict(
     models = [project.model_folder(request.strategy, configuration) for configuration in request.configurations]
     for model in models:
         require_trained(model, request.folds, request.checkpoint)
+    if request.uncertainty:
+        _require_votes(request, models[0])
     dataset_json = read_json_object(models[0] / DATASET_JSON)
     ending = dataset_json["file_ending"]
     cases, failed = input_cases(source, ending, len(dataset_json["channel_names"]))
@@ -149,7 +156,23 @@ def _model(project: Project, request: PredictionRequest) -> dict[str, Any]:
         "checkpoints": checkpoints,
         "mirroring": request.mirroring,
         "postprocessing": None if request.postprocessing is None else file_digest(request.postprocessing),
+        "uncertainty": request.uncertainty,
     }
+
+
+def _require_votes(request: PredictionRequest, model: Path) -> None:
+    """Raises BadInputError if the request's model does not vote, or several do, or the map would lose its place."""
+    if not registry.load("trainers", request.strategy).votes or len(request.configurations) > 1:
+        raise BadInputError(
+            "--uncertainty tells how much the voters of one pixel ensemble disagree.",
+            "Give --strategy pixel-ensemble and one configuration.",
+        )
+    reader = read_json_object(model / "plans.json")["image_reader_writer"]
+    if reader != READER:
+        raise BadInputError(
+            f"Uncertainty maps are written for images that nnU-Net reads with {READER}; here it is {reader}.",
+            "Predict without --uncertainty.",
+        )
 
 
 def _discard(output: Path, outdated: Sequence[Case], file_ending: str) -> None:
@@ -184,6 +207,7 @@ def _predict_one(
         save_probabilities=probabilities,
         previous_stage=previous_stage,
         skip_existing=True,
+        disagreement=request.uncertainty,
         progress=lambda done, total, case: project.reporter.progress(f"predict {configuration}", done, total),
     )
     # what nnU-Net's ensembling and postprocessing read beside predictions

@@ -20,7 +20,7 @@ from diffseg_nnunet.planning.hardware import resolve_device
 TEST_PREDICTIONS = "predictions_imagesTs"
 _KEPT_SETTINGS = (
     *("iterations", "seed", "optimizer", "initial_lr", "precision"),
-    *("pool", "balance", "accumulate", "augment"),
+    *("pool", "balance", "accumulate", "augment", "probe"),
 )
 
 
@@ -31,7 +31,7 @@ class RunRequest:
     Attributes:
         configurations: default: 3d_fullres, or 2d where the data are.
         folds: trained one after the other; default: 0.
-        strategy: "finetune" (default) or "scratch".
+        strategy: "finetune" (default), or another of `diffseg train`.
         pretrain_on: "fold" (default; each fold's own training cases: validation cases stay unseen) or "all" (once, all
             cases).
         plan: fields of PlanRequest that were given.
@@ -131,7 +131,7 @@ def _report_mirroring(project: Project, plans: Mapping[str, Any]) -> None:
 
 def _train_fold(project: Project, request: RunRequest, configuration: str, fold: Fold, members: int) -> Evaluation:
     strategy, pretrained = request.strategy, None
-    if strategy == "finetune":
+    if strategy != "scratch":
         pretrained = _pretrain(project, request, configuration, fold if request.pretrain_on == "fold" else "all")
     stage = f"train/{strategy}/{configuration}/fold_{fold}"
     settings = _kept(project, stage, request.training)

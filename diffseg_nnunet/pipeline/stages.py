@@ -19,17 +19,14 @@ from diffseg_nnunet.pipeline.device import gpu_memory_watched, gpu_of, prepare_d
 from diffseg_nnunet.pipeline.preprocessing import preprocessing_inputs, require_preprocessed
 from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.pipeline.splits import check_fold, ensure_splits
+from diffseg_nnunet.pipeline.starting import FINAL, LATEST, Fold, find_pretrained, refuse_misfit, start
 from diffseg_nnunet.planning.section import STAGES, diffseg_section, predicted_gib, stage_plan
-from diffseg_nnunet.training import checkpoint as checkpoints
 from diffseg_nnunet.training import processes
-from diffseg_nnunet.training.adaptation import adapt, require_share
 from diffseg_nnunet.training.checkpoint import file_digest
-from diffseg_nnunet.training.settings import PretrainingSettings, TrainingSettings
+from diffseg_nnunet.training.settings import PretrainingSettings, ProbingSettings, TrainingSettings
 
 PLANNED_SETTINGS = ("diffusion", "coordinates")
 """What the plan says of a pretraining, and the command may change."""
-FINAL, LATEST = "checkpoint_final.pth", "checkpoint_latest.pth"
-Fold = int | str
 
 
 def pretrain(
@@ -75,14 +72,18 @@ def train(
     """Train one fold and predict its validation cases; resumes an interrupted run, skips a finished one.
 
     Args:
-        strategy: "finetune" from a pretrained network, or "scratch".
+        strategy: a registered trainer's name: "scratch", or one of those that start from a pretrained network.
         pretrained: checkpoint to start from; None: this data set's own of the same fold, else of all cases.
         save_probabilities: of the validation cases, for ensembling configurations.
         resume: False sets earlier results aside and starts afresh.
-        settings: fields of :class:`TrainingSettings`.
+        settings: fields of the trainer's settings, :class:`TrainingSettings` or :class:`ProbingSettings`.
 
     Returns:
         The final checkpoint.
+
+    Raises:
+        BadInputError: the strategy starts from a pretrained network and there is none, or it does not fit; or what was
+            given does not go with the strategy.
     """
     device = prepare_device(device_name)
     planned = stage_plan(project.plans(), configuration, "training")
@@ -93,10 +94,13 @@ def train(
             f"Pretrain on it with `diffseg pretrain {project.id}`, or add labels.",
         )
     cases = _cases(project, configuration, fold)
-    chosen = TrainingSettings(**settings)
+    settings_type = registry.load("trainers", strategy).settings_type
+    if "probe" in settings and not issubclass(settings_type, ProbingSettings):
+        raise BadInputError(f"--probe-time-steps does not go with --strategy {strategy}.", "Leave one of them out.")
+    chosen = settings_type(**settings)
     inputs = _inputs(project, configuration, cases, chosen) | {"strategy": strategy}
     weights = None
-    if strategy == "finetune":
+    if strategy != "scratch":
         source = pretrained or find_pretrained(project, configuration, fold)
         inputs["pretrained"] = file_digest(source)
         weights = source
@@ -107,38 +111,6 @@ def train(
     noted = chosen.to_json()
     job = Job(project, strategy, stage, folder, inputs, planned, chosen, noted, device, weights, save_probabilities)
     return _run(job, resume)
-
-
-def find_pretrained(project: Project, configuration: str, fold: Fold) -> Path:
-    """The pretrained checkpoint a fold may start from: its own, else the one of all cases, with a word of warning.
-
-    Raises:
-        BadInputError: there is none that left this fold's validation cases unseen.
-    """
-    root = project.model_folder("pretrain", configuration)
-    own = root / f"fold_{fold}" / FINAL
-    if own.is_file():
-        return own
-    shared = root / "fold_all" / FINAL
-    if shared.is_file():
-        project.reporter.warn(
-            f"fold {fold} starts from a network pretrained on all cases: it has seen the images, not the labels, of "
-            "this fold's validation cases, so their scores are no estimate for unseen patients"
-        )
-        return shared
-    others = ", ".join(path.parent.name for path in sorted(root.glob(f"fold_*/{FINAL}"))) or "none"
-    planned = diffseg_section(project.plans()).get("source")
-    given = f"give {planned['checkpoint']}, which was planned for," if planned else "give one"
-    raise BadInputError(
-        f"There is no pretrained network for fold {fold} of {project.name} {configuration} (there: {others}).",
-        f"Run `diffseg pretrain {project.id} -c {configuration} -f {fold}`, {given} with --pretrained, or train its "
-        "twin with --strategy scratch.",
-    )
-
-
-def seen_in_pretraining(checkpoint: Mapping[str, Any], dataset: str, cases: list[str]) -> list[str]:
-    """Those of `cases` of `dataset` that a pretrained checkpoint has seen."""
-    return sorted(set(checkpoint.get("pool", {}).get(dataset, [])) & set(cases))
 
 
 def _cases(project: Project, configuration: str, fold: Fold) -> dict[str, list[str]]:
@@ -238,7 +210,7 @@ def _run(job: Job, resume: bool) -> Path:
             processes.from_first(False)
             return job.final
         if job.weights is not None:
-            _refuse_misfit(job)
+            refuse_misfit(project, job.trainer, job.configuration, job.settings, job.weights, job.adapts)
         watched = gpu_memory_watched(gpu_of(job.device), gib, project.id, project.reporter.warn)
         discard = partial(_set_aside, project, job.folder)
         running = project.manifest.running(job.stage, job.inputs, job.noted, discard)
@@ -273,27 +245,6 @@ def _build_trainer(job: Job) -> Any:
     return trainer
 
 
-def _refuse_misfit(job: Job) -> None:
-    """Raises BadInputError if the weights are not the planned network's, before anything earlier is set aside."""
-    from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
-    manager, dataset_json = PlansManager(job.project.plans()), job.project.dataset_json()
-    configuration = manager.get_configuration(job.configuration)
-    network = registry.load("trainers", job.trainer).build_network_architecture(
-        manager,
-        configuration,
-        determine_num_input_channels(manager, configuration, dataset_json),
-        manager.get_label_manager(dataset_json).num_segmentation_heads,
-        enable_deep_supervision=True,
-    )
-    weights = checkpoints.load_safely(job.weights)["network_weights"]
-    if job.adapts and configuration.previous_stage_name is None:
-        require_share(adapt(network.state_dict(), weights), str(job.weights), job.configuration)
-    else:
-        checkpoints.require_same_network(network.state_dict(), weights, str(job.weights))
-
-
 def _start_or_resume(job: Job, trainer: Any) -> str | None:
     """Prepare the trainer; returns the name of the checkpoint that is gone on from, if any."""
     there = next((name for name in (FINAL, LATEST) if (job.folder / name).is_file()), None)
@@ -304,36 +255,8 @@ def _start_or_resume(job: Job, trainer: Any) -> str | None:
         trainer.load_checkpoint(str(job.folder / resume))
         reporter.info(f"going on from {resume} at epoch {trainer.current_epoch}/{trainer.num_epochs}")
     elif job.weights is not None:
-        content = checkpoints.load_safely(job.weights)
-        _warn_of_other_data(job.project, job.configuration, content, job.weights)
-        seen = seen_in_pretraining(content, job.project.name, trainer.do_split()[1])
-        if seen and trainer.fold != "all":
-            reporter.warn(
-                f"{job.weights} was pretrained on the images of {len(seen)} of this fold's validation cases, "
-                f"e.g. {seen[0]}"
-            )
-        if job.adapts:
-            adaptation = trainer.adapt_from(content["network_weights"], str(job.weights))
-            shares = ", ".join(f"{share:.1%} {kind}" for kind, share in adaptation.shares().items())
-            reporter.info(f"starting from {job.weights} (of the parameters {shares})")
-        else:
-            count = trainer.start_from(content["network_weights"], str(job.weights))
-            reporter.info(f"starting from {job.weights} ({count} tensors)")
+        start(job.project, job.configuration, trainer, job.weights, job.adapts)
     return resume
-
-
-def _warn_of_other_data(project: Project, configuration: str, checkpoint: Mapping[str, Any], weights: Path) -> None:
-    """A network pretrained at another spacing or normalisation fits in shape, and helps less."""
-    theirs, ours = checkpoints.made_with(checkpoint).get("plans", {}), project.plans()
-    then = theirs.get("configurations", {}).get(configuration)
-    if then is None:
-        return
-    keys = ("spacing", "normalization_schemes", "use_mask_for_norm")
-    differing = [key for key in keys if then.get(key) != ours["configurations"][configuration].get(key)]
-    general = ("foreground_intensity_properties_per_channel", "transpose_forward")
-    differing += [key for key in general if theirs.get(key) != ours.get(key)]
-    if differing:
-        project.reporter.warn(f"{weights} was pretrained on data preprocessed otherwise: {', '.join(differing)} differ")
 
 
 def _set_aside(project: Project, folder: Path) -> None:

@@ -138,13 +138,23 @@ def table(adaptation: Adaptation) -> str:
     return "\n".join(f"  {line}" for line in lines)
 
 
-def require_share(adaptation: Adaptation, source: str, configuration: str) -> None:
-    """Raises BadInputError, with the table, where less than :data:`MINIMUM_SHARE` comes from the source.
+def require_share(adaptation: Adaptation, source: str, configuration: str, frozen: tuple[str, ...] = ()) -> None:
+    """Raises BadInputError, with the table, where less than :data:`MINIMUM_SHARE` comes from the source, or not all of
+    what stays frozen: random weights would never be trained.
 
     Args:
         source: the checkpoint's name.
         configuration: the planned one's.
+        frozen: parts of the planned network that will not be trained.
     """
+    parts = tuple(f"{part}." for part in frozen)
+    random = sum(match.kind == SKIPPED and match.key.startswith(parts) for match in adaptation.matches)
+    if random:
+        raise BadInputError(
+            f"{random} tensors of {configuration} that would stay frozen cannot start from {source}:\n"
+            f"{table(adaptation)}\n",
+            "Train all of the network with --strategy finetune, or give a checkpoint of the planned network.",
+        )
     if adaptation.share < MINIMUM_SHARE:
         raise BadInputError(
             f"Only {adaptation.share:.1%} of the parameters of {configuration} can start from {source}, less than "

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from diffseg_nnunet.coordinates.guidance import narrow_input
 from diffseg_nnunet.coordinates.head import (
     CoordinateHead,
     CoordinateRegressor,
@@ -25,7 +26,7 @@ from diffseg_nnunet.coordinates.loss import (
     distance_loss,
     relative_position_loss,
 )
-from diffseg_nnunet.diffusion.conditioning import TimeConditioning
+from diffseg_nnunet.diffusion.conditioning import TimeConditioning, fold
 from diffseg_nnunet.diffusion.gaussian import TIMESTEP_BINS, GaussianDiffusion, masked_mean_square_error
 from diffseg_nnunet.training.draws import Draws
 from diffseg_nnunet.training.settings import PATCHES_PER_SCAN
@@ -62,6 +63,11 @@ class Denoiser:
             noised = torch.cat([noised, coordinate_map.to(noised)], dim=1)
         with self.conditioning.at(t):
             return (self.compiled or self.network)(noised)
+
+    def folded(self, t: int) -> dict[str, Tensor]:
+        """The weights of the stock network that equals this one at time step `t`, without a map."""
+        weights = fold(self.network, self.conditioning, t)
+        return weights if self.regressor is None else narrow_input(weights, self.network)
 
     @torch.no_grad()
     def coordinate_map(self, clean: Tensor) -> Tensor | None:

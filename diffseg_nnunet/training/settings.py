@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
 from diffseg_nnunet.coordinates.head import CoordinateSettings
 from diffseg_nnunet.diffusion.gaussian import DiffusionSettings
+from diffseg_nnunet.probing.settings import ProbeSettings
 from diffseg_nnunet.training.precision import Precision
 from diffseg_nnunet.training.schedules import NNUNET_ITERATIONS, EpochPlan, split_iterations
 
 PATCHES_PER_SCAN = 2
 """Patches of one scan in a pretraining batch; pairs let the coordinate loss reach across patches."""
 
-Strategy = Literal["finetune", "scratch"]
+Strategy = Literal["finetune", "scratch", "decoder", "linear", "nonlinear", "pixel-ensemble"]
+"""What is trained of the planned network, and from what; each is a registered trainer."""
 Pool = Literal["unlabeled", "training", "all"]
 POOLS = get_args(Pool)
 OptimizerName = Literal["sgd", "adamw"]
@@ -49,6 +52,28 @@ class TrainingSettings:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class ProbingSettings(TrainingSettings):
+    """Settings of a probe's training.
+
+    Attributes:
+        probe: what it reads.
+    """
+
+    probe: ProbeSettings = field(default_factory=ProbeSettings)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.probe, Mapping):  # from JSON
+            object.__setattr__(self, "probe", ProbeSettings(**self.probe))
+
+
+@dataclass(frozen=True)
+class PixelEnsembleSettings(ProbingSettings):
+    """Settings of the pixel ensemble, by default at the time steps of Baranchuk et al. (arXiv 2112.03126)."""
+
+    probe: ProbeSettings = field(default_factory=lambda: ProbeSettings(time_steps=(50, 150, 250)))
 
 
 @dataclass(frozen=True)

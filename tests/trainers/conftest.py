@@ -19,7 +19,7 @@ from diffseg_nnunet.pipeline.preprocessing import preprocess
 from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.planning.section import diffseg_section
 from diffseg_nnunet.trainers import DiffSegPretrainer
-from diffseg_nnunet.training.settings import PretrainingSettings, TrainingSettings
+from diffseg_nnunet.training.settings import PretrainingSettings
 from diffseg_nnunet.workspace import Workspace
 
 LABELLED, UNLABELLED = 901, 902
@@ -93,17 +93,20 @@ def new_trainer(workspace: Workspace) -> Callable[..., Any]:
         configuration: str = "3d_fullres",
         fold: int | str = 0,
         dataset: int = LABELLED,
+        further_labels: dict[str, int] | None = None,
         **settings: Any,
     ) -> Any:
         project = Project.open(workspace, dataset)
         plans = {**project.plans(), "continue_training": False}
-        trainer = trainer_class(plans, configuration, fold, project.dataset_json(), device=torch.device("cpu"))
+        content = project.dataset_json()
+        content["labels"] |= further_labels or {}
+        trainer = trainer_class(plans, configuration, fold, content, device=torch.device("cpu"))
         settings = {"workers": 0, "iterations": 2, **settings}
         if issubclass(trainer_class, DiffSegPretrainer):
             settings = {"pictures": 0, **settings}  # they take longer than an epoch here
             trainer.apply(PretrainingSettings.from_plan(diffseg_section(plans), **settings))
         else:
-            trainer.apply(TrainingSettings(**settings))
+            trainer.apply(trainer_class.settings_type(**settings))
         return trainer
 
     return build

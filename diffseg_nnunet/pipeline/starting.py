@@ -1,0 +1,124 @@
+"""What a training starts from: the pretrained checkpoint of a fold, whether it fits, and what is to be said of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffseg_nnunet import registry
+from diffseg_nnunet.errors import BadInputError
+from diffseg_nnunet.pipeline.project import Project
+from diffseg_nnunet.planning.section import diffseg_section
+from diffseg_nnunet.training import checkpoint as checkpoints
+from diffseg_nnunet.training.adaptation import adapt, require_share
+from diffseg_nnunet.training.settings import ProbingSettings, TrainingSettings
+
+FINAL, LATEST = "checkpoint_final.pth", "checkpoint_latest.pth"
+Fold = int | str
+
+
+def find_pretrained(project: Project, configuration: str, fold: Fold) -> Path:
+    """The pretrained checkpoint a fold may start from: its own, else the one of all cases, with a word of warning.
+
+    Raises:
+        BadInputError: there is none that left this fold's validation cases unseen.
+    """
+    root = project.model_folder("pretrain", configuration)
+    own = root / f"fold_{fold}" / FINAL
+    if own.is_file():
+        return own
+    shared = root / "fold_all" / FINAL
+    if shared.is_file():
+        project.reporter.warn(
+            f"fold {fold} starts from a network pretrained on all cases: it has seen the images, not the labels, of "
+            "this fold's validation cases, so their scores are no estimate for unseen patients"
+        )
+        return shared
+    others = ", ".join(path.parent.name for path in sorted(root.glob(f"fold_*/{FINAL}"))) or "none"
+    planned = diffseg_section(project.plans()).get("source")
+    given = f"give {planned['checkpoint']}, which was planned for," if planned else "give one"
+    raise BadInputError(
+        f"There is no pretrained network for fold {fold} of {project.name} {configuration} (there: {others}).",
+        f"Run `diffseg pretrain {project.id} -c {configuration} -f {fold}`, {given} with --pretrained, or train its "
+        "twin with --strategy scratch.",
+    )
+
+
+def seen_in_pretraining(checkpoint: Mapping[str, Any], dataset: str, cases: list[str]) -> list[str]:
+    """Those of `cases` of `dataset` that a pretrained checkpoint has seen."""
+    return sorted(set(checkpoint.get("pool", {}).get(dataset, [])) & set(cases))
+
+
+def refuse_misfit(
+    project: Project, strategy: str, configuration_name: str, settings: TrainingSettings, source: Path, adapts: bool
+) -> None:
+    """Raises BadInputError if a checkpoint's weights are not the planned network's, or cannot be used as the settings
+    want, before anything earlier is set aside.
+
+    Args:
+        strategy: the trainer's registered name.
+        source: the checkpoint.
+        adapts: whether weights are adapted where they do not fit.
+    """
+    from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    manager, dataset_json = PlansManager(project.plans()), project.dataset_json()
+    configuration = manager.get_configuration(configuration_name)
+    network = registry.load("trainers", "finetune").build_network_architecture(
+        manager,
+        configuration,
+        determine_num_input_channels(manager, configuration, dataset_json),
+        manager.get_label_manager(dataset_json).num_segmentation_heads,
+        enable_deep_supervision=True,
+    )
+    weights = checkpoints.load_safely(source)["network_weights"]
+    if adapts and configuration.previous_stage_name is None:
+        frozen = registry.load("trainers", strategy).frozen
+        require_share(adapt(network.state_dict(), weights), str(source), configuration_name, frozen)
+    else:
+        checkpoints.require_same_network(network.state_dict(), weights, str(source))
+    if isinstance(settings, ProbingSettings) and settings.probe.time_steps:
+        from diffseg_nnunet.inference.pretrained import load_pretrained, weights_at
+
+        model = load_pretrained(source, torch.device("cpu"))
+        weights_at(model, settings.probe.time_steps, str(source))
+
+
+def start(project: Project, configuration: str, trainer: Any, source: Path, adapts: bool) -> None:
+    """Give an initialised trainer the weights of a checkpoint, and say what they are worth for its fold.
+
+    Args:
+        adapts: whether weights are adapted where they do not fit.
+    """
+    reporter, content = project.reporter, checkpoints.load_safely(source)
+    _warn_of_other_data(project, configuration, content, source)
+    seen = seen_in_pretraining(content, project.name, trainer.do_split()[1])
+    if seen and trainer.fold != "all":
+        reporter.warn(
+            f"{source} was pretrained on the images of {len(seen)} of this fold's validation cases, e.g. {seen[0]}"
+        )
+    if adapts:
+        adaptation = trainer.adapt_from(content["network_weights"], str(source))
+        shares = ", ".join(f"{share:.1%} {kind}" for kind, share in adaptation.shares().items())
+        reporter.info(f"starting from {source} (of the parameters {shares})")
+    else:
+        count = trainer.start_from(content["network_weights"], str(source))
+        reporter.info(f"starting from {source} ({count} tensors)")
+
+
+def _warn_of_other_data(project: Project, configuration: str, checkpoint: Mapping[str, Any], weights: Path) -> None:
+    """A network pretrained at another spacing or normalisation fits in shape, and helps less."""
+    theirs, ours = checkpoints.made_with(checkpoint).get("plans", {}), project.plans()
+    then = theirs.get("configurations", {}).get(configuration)
+    if then is None:
+        return
+    keys = ("spacing", "normalization_schemes", "use_mask_for_norm")
+    differing = [key for key in keys if then.get(key) != ours["configurations"][configuration].get(key)]
+    general = ("foreground_intensity_properties_per_channel", "transpose_forward")
+    differing += [key for key in general if theirs.get(key) != ours.get(key)]
+    if differing:
+        project.reporter.warn(f"{weights} was pretrained on data preprocessed otherwise: {', '.join(differing)} differ")

@@ -1,0 +1,95 @@
+"""The strategies by their commands: trained, predicted with, exported where the result is a stock network."""
+
+from __future__ import annotations
+
+import json
+import sys
+import sysconfig
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+if TYPE_CHECKING:
+    from tests.pipeline.conftest import TinyProject
+
+pytestmark = pytest.mark.pipeline
+
+SHORT = ("--iterations", 4, "--optimizer", "adamw")
+
+
+def segmentations(folder: Path) -> dict[str, np.ndarray]:
+    return {path.name: sitk.GetArrayFromImage(sitk.ReadImage(str(path))) for path in sorted(folder.glob("*.nii.gz"))}
+
+
+def train(strategy: str, *options: object) -> tuple[object, ...]:
+    return ("train", 1, "--strategy", strategy, *SHORT, *options)
+
+
+def predict(project: TinyProject, strategy: str) -> tuple[object, ...]:
+    output = project.folder / f"out_{strategy}"
+    return ("predict", "-d", 1, "-i", project.test_images, "-o", output, "--strategy", strategy, "--no-mirroring")
+
+
+def test_a_decoder_is_a_stock_network(project: TinyProject) -> None:
+    archive, empty, stock = (project.folder / name for name in ("model.zip", "empty", "stock"))
+    lines = [train("decoder"), predict(project, "decoder")]
+    lines.append(("export", 1, "-c", "3d_fullres", "--strategy", "decoder", "--stock", archive))
+    for finished in project.diffseg.in_one_process(lines):
+        finished.ok()
+    empty.mkdir()
+    variables = project.nnunet_variables() | {"nnUNet_results": empty}
+    scripts, run = Path(sysconfig.get_path("scripts")), project.diffseg.start_other
+    run(scripts / "nnUNetv2_install_pretrained_model_from_zip", archive, **variables).wait().ok()
+    run(
+        *(sys.executable, scripts / "nnUNetv2_predict", "-d", 1, "-i", project.test_images, "-o", stock),
+        *("-c", "3d_fullres", "-f", 0, "-tr", "nnUNetTrainer", "-p", "DiffSegPlans"),
+        *("-device", "cpu", "-npp", 0, "-nps", 0, "--disable_tta"),
+        **variables,
+    ).wait().ok()
+    ours, theirs = segmentations(project.folder / "out_decoder"), segmentations(stock)
+    assert list(ours) == list(theirs)
+    for name, array in ours.items():
+        np.testing.assert_array_equal(array, theirs[name], err_msg=name)
+        assert len(np.unique(array)) > 1, f"{name} is empty: nothing is compared"
+
+
+def test_probes_are_trained_and_predict(project: TinyProject) -> None:
+    lines = [
+        train("linear"),
+        train("nonlinear", "--probe-time-steps", "50,400"),
+        predict(project, "linear"),
+        predict(project, "nonlinear"),
+        train("nonlinear", "--probe-time-steps", "50,400"),
+        ("export", 1, "--strategy", "linear", "--stock", project.folder / "model.zip"),
+    ]
+    *done, again, refused = project.diffseg.in_one_process(lines)
+    for finished in done:
+        finished.ok()
+    assert "finished before, unchanged" in again.ok().out
+    refused.refused("--strategy linear has a head that stock nnU-Net does not know", "decoder")
+    images = sorted(path.name.replace("_0000", "") for path in project.test_images.iterdir())
+    for strategy in ("linear", "nonlinear"):
+        assert list(segmentations(project.folder / f"out_{strategy}")) == images
+    stage = project.stage("train/nonlinear/3d_fullres/fold_0")
+    assert stage["settings"]["probe"] == {"time_steps": [50, 400], "noisy": True}
+    assert stage["outputs"]["pretrained"] == str(project.pretrained() / "checkpoint_final.pth")
+
+
+def test_what_does_not_go_together(project: TinyProject) -> None:
+    (project.pretrained() / "checkpoint_final.pth").rename(project.folder / "kept.pth")
+    before = json.dumps(project.manifest())
+    kept = ("--pretrained", project.folder / "kept.pth")
+    refusals = {
+        train("decoder"): ("There is no pretrained network for fold 0", "diffseg pretrain 1 -c 3d_fullres -f 0"),
+        train("linear"): ("There is no pretrained network for fold 0", "diffseg pretrain 1 -c 3d_fullres -f 0"),
+        train("finetune", "--probe-time-steps", "50"): ("--probe-time-steps does not go with --strategy finetune",),
+        train("linear", "--probe-time-steps", "50;60"): ("50;60 is no list of different time steps",),
+        train("linear", "--probe-time-steps", "1000", *kept): ("kept.pth was pretrained with 1000 time steps",),
+    }
+    for finished, words in zip(project.diffseg.in_one_process(list(refusals)), refusals.values(), strict=True):
+        finished.refused(*words)
+    assert json.dumps(project.manifest()) == before
+    assert not project.model("DiffSegTrainerLinear").exists()

@@ -1,0 +1,263 @@
+"""The strategies on a small phantom: what is frozen stays so to the bit, and what is trained is found again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from diffseg_nnunet import registry
+from diffseg_nnunet.cli.arguments import STRATEGIES
+from diffseg_nnunet.errors import BadInputError
+from diffseg_nnunet.inference.predictor import load_predictor
+from diffseg_nnunet.inference.pretrained import load_pretrained
+from diffseg_nnunet.inference.validation import validate_fold
+from diffseg_nnunet.phantom import LABELS
+from diffseg_nnunet.pipeline.project import Project
+from diffseg_nnunet.probing.settings import ProbeSettings
+from diffseg_nnunet.trainers import (
+    DiffSegPretrainer,
+    DiffSegTrainer,
+    DiffSegTrainerDecoder,
+    DiffSegTrainerLinear,
+    DiffSegTrainerNonlinear,
+    DiffSegTrainerScratch,
+)
+from diffseg_nnunet.training.settings import Strategy
+from diffseg_nnunet.workspace import Workspace
+
+NewTrainer = Callable[..., Any]
+Weights = dict[str, torch.Tensor]
+FROZEN = (DiffSegTrainerDecoder, DiffSegTrainerLinear, DiffSegTrainerNonlinear)
+STEPS = ProbeSettings((50, 400))
+every_frozen = pytest.mark.parametrize("trainer_class", FROZEN)
+one_epoch = {"iterations": 2, "optimizer": "adamw", "precision": "float32"}
+
+
+@pytest.fixture(scope="module")
+def pretrained(phantom_workspace: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The checkpoint of a short pretraining of a configuration; made once."""
+    made: dict[str, Path] = {}
+    folder = tmp_path_factory.mktemp("pretrained")
+
+    def of(new_trainer: NewTrainer, configuration: str) -> Path:
+        if configuration not in made:
+            trainer = new_trainer(DiffSegPretrainer, configuration, iterations=2)
+            trainer.initialize()
+            trainer.run_training()
+            made[configuration] = Path(shutil.copy(trainer.final_checkpoint, folder / f"{configuration}.pth"))
+        return made[configuration]
+
+    return of
+
+
+@pytest.fixture
+def started(new_trainer: NewTrainer, pretrained: Callable) -> NewTrainer:
+    """Builds an initialised trainer that starts from the pretrained network."""
+
+    def build(trainer_class: type, configuration: str = "3d_fullres", **settings: Any) -> Any:
+        source = pretrained(new_trainer, configuration)
+        trainer = new_trainer(trainer_class, configuration, **{**one_epoch, **settings})
+        trainer.initialize()
+        trainer.start_from(torch.load(source, weights_only=True)["network_weights"], str(source))
+        return trainer
+
+    return build
+
+
+def state_of(module: torch.nn.Module) -> Weights:
+    return {key: tensor.clone() for key, tensor in module.state_dict().items() if isinstance(tensor, torch.Tensor)}
+
+
+def differing(one: Weights, other: Weights) -> set[str]:
+    assert one.keys() == other.keys()
+    return {key for key in one if not torch.equal(one[key], other[key])}
+
+
+def test_every_strategy_is_registered_and_described() -> None:
+    assert set(STRATEGIES) == set(get_args(Strategy)) == {*registry.names("trainers")} - {"pretrain"}
+    assert {registry.load("trainers", name).strategy for name in STRATEGIES} == set(STRATEGIES)
+
+
+@every_frozen
+@pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
+def test_frozen_means_frozen(started: NewTrainer, trainer_class: type, configuration: str) -> None:
+    """Of weights and norms no bit, no gradient, nothing in the optimiser; all else is trained."""
+    trainer = started(trainer_class, configuration)
+    planned, before = trainer.planned_network, state_of(trainer.network)
+    trainer.run_training()
+
+    def is_frozen(key: str) -> bool:
+        if key.startswith(("head.", "time_steps.")):
+            return False
+        return trainer_class is not DiffSegTrainerDecoder or "encoder." in key
+
+    changed = differing(before, state_of(trainer.network))
+    assert not {key for key in changed if is_frozen(key)}
+    parameters = dict(trainer.network.named_parameters())
+    in_optimizer = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
+    for key, parameter in parameters.items():
+        assert parameter.requires_grad == (id(parameter) in in_optimizer) == (not is_frozen(key)), key
+        assert not (is_frozen(key) and parameter.grad is not None), key
+        # the output of the coarsest scale has no weight in nnU-Net's loss
+        assert is_frozen(key) or "seg_layers.0." in key or parameter.grad is not None, key
+    assert len(in_optimizer) == sum(p.requires_grad for p in parameters.values()) > 0
+    assert {key for key in changed if key.endswith("weight")}
+    source = torch.load(trainer.final_checkpoint, weights_only=False)["network_weights"]
+    assert planned.state_dict().keys() <= source.keys()
+
+
+def test_the_twin_differs_in_its_initial_weights_alone(started: NewTrainer, new_trainer: NewTrainer) -> None:
+    """Same batches, same rates; given the same weights, fine-tuning and its twin end in the same bits."""
+    settings = {**one_epoch, "initial_lr": 1e-3, "seed": 4}
+    twin = new_trainer(DiffSegTrainerScratch, **settings)
+    twin.initialize()
+    finetuned = started(DiffSegTrainer, **settings)
+    heads = {key for key in finetuned.network.state_dict() if ".seg_layers." in key}
+    assert heads
+    assert not differing(state_of(twin.network), state_of(finetuned.network)) & heads
+    assert differing(state_of(twin.network), state_of(finetuned.network))
+    twin.network.load_state_dict(finetuned.network.state_dict())
+    for trainer in (twin, finetuned):
+        trainer.run_training()
+    assert not differing(state_of(twin.network), state_of(finetuned.network))
+
+
+@every_frozen
+def test_strategies_learn_from_the_twins_batches(started: NewTrainer, trainer_class: type) -> None:
+    batches = []
+    for strategy in (DiffSegTrainer, trainer_class):
+        trainer = started(strategy, seed=4)
+        trainer.dataloader_train, trainer.dataloader_val = trainer.get_dataloaders()
+        batches.append([next(trainer.dataloader_train), next(trainer.dataloader_val)])
+        assert len(trainer.optimizer.param_groups) == 1
+    for one, other in zip(*batches, strict=True):
+        assert torch.equal(one["data"], other["data"])
+        target = other["target"] if isinstance(other["target"], torch.Tensor) else other["target"][0]
+        assert torch.equal(one["target"][0], target)
+
+
+@pytest.mark.parametrize(
+    ("trainer_class", "settings"),
+    [
+        (DiffSegTrainerDecoder, {}),
+        (DiffSegTrainerLinear, {}),
+        (DiffSegTrainerNonlinear, {}),
+        (DiffSegTrainerLinear, {"probe": STEPS}),
+    ],
+)
+@pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
+@torch.no_grad()
+def test_the_predictor_restores_the_model(
+    started: NewTrainer, trainer_class: type, settings: dict, configuration: str
+) -> None:
+    """nnU-Net's own, which builds the network by the trainer's name and loads it strictly."""
+    trainer = started(trainer_class, configuration, **settings)
+    trainer.on_train_start()  # writes what a model folder needs
+    trainer.save_checkpoint(str(trainer.final_checkpoint))
+    predictor = load_predictor(
+        trainer.results_folder.parent, (0,), torch.device("cpu"), False, trainer.final_checkpoint.name
+    )
+    patch = torch.randn((1, 1, *trainer.configuration_manager.patch_size), generator=torch.Generator().manual_seed(0))
+    trainer.set_deep_supervision_enabled(False)
+    trainer.network.eval()
+    predictor.network.eval()
+    found, expected = predictor.network(patch), trainer.network(patch)
+    assert found.shape == (1, len(LABELS), *patch.shape[2:])
+    assert torch.equal(found, expected)
+    if trainer_class is DiffSegTrainerDecoder:
+        stock = nnUNetTrainer.build_network_architecture(
+            trainer.plans_manager, trainer.configuration_manager, 1, len(LABELS), enable_deep_supervision=False
+        )
+        content = torch.load(trainer.final_checkpoint, weights_only=False)
+        stock.load_state_dict(content["network_weights"], strict=True)
+        assert torch.equal(stock.eval()(patch), expected)
+
+
+@torch.no_grad()
+def test_time_steps_are_those_of_the_pretraining(started: NewTrainer, pretrained: Callable, new_trainer) -> None:
+    trainer = started(DiffSegTrainerLinear, "2d", probe=STEPS)
+    model = load_pretrained(pretrained(new_trainer, "2d"), torch.device("cpu"))
+    denoiser, probed = model.assembly.denoiser, trainer.network
+    patch = torch.randn((2, 1, *model.patch_size), generator=torch.Generator().manual_seed(0))
+    expected = []
+    bottleneck = denoiser.network.encoder.stages[-1]
+    handle = bottleneck.register_forward_hook(lambda *arguments: expected.append(arguments[2]))
+    for step in STEPS.time_steps:
+        t = torch.full((2,), step)
+        denoiser(denoiser.diffusion.add_noise(patch, probed.time_steps.noise.expand_as(patch), t), t)
+    handle.remove()
+    torch.testing.assert_close(probed.features(patch)[0], torch.cat(expected, 1), rtol=1e-4, atol=1e-4)
+    # stored with the model, and found when it is gone on from
+    other = new_trainer(DiffSegTrainerLinear, "2d", **one_epoch, probe=STEPS)
+    trainer.on_train_start()
+    trainer.save_checkpoint(str(trainer.latest_checkpoint))
+    other.initialize()
+    other.load_checkpoint(str(trainer.latest_checkpoint))
+    assert not differing(state_of(other.network), state_of(probed))
+
+
+def test_a_time_step_there_is_not(started: NewTrainer) -> None:
+    with pytest.raises(BadInputError, match=r"2d\.pth was pretrained with 1000 time steps, there is none 1000"):
+        started(DiffSegTrainerLinear, "2d", probe=ProbeSettings((50, 1000)))
+
+
+class InterruptedRunError(Exception):
+    """Stands in for Ctrl-C, which would end pytest."""
+
+
+@pytest.mark.parametrize("trainer_class", [DiffSegTrainerDecoder, DiffSegTrainerNonlinear])
+def test_a_resumed_run_ends_as_an_uninterrupted_one(
+    started: NewTrainer, new_trainer: NewTrainer, trainer_class: type
+) -> None:
+    """Four epochs of one iteration, stopped in the third; the head's norms have a state of their own."""
+    settings = {**one_epoch, "iterations": 4, "seed": 1}
+    uninterrupted = started(trainer_class, "2d", **settings)
+    uninterrupted.run_training()
+    uninterrupted.final_checkpoint.unlink()
+
+    stopped = started(trainer_class, "2d", **settings)
+
+    def stop(done: int, _total: int, news: str) -> None:
+        if done == 3 and not news:
+            raise InterruptedRunError
+
+    stopped.progress = stop
+    with pytest.raises(InterruptedRunError):
+        stopped.run_training()
+    resumed = new_trainer(trainer_class, "2d", **settings)
+    resumed.initialize()
+    resumed.load_checkpoint(str(stopped.latest_checkpoint))
+    assert resumed.current_epoch == 2
+    resumed.run_training()
+    assert not differing(state_of(resumed.network), state_of(uninterrupted.network))
+
+
+# -- few labels -------------------------------------------------------------------------------------------------------
+
+
+@every_frozen
+def test_one_case_and_a_class_it_lacks(
+    started: NewTrainer, project: Project, trainer_class: type, tmp_path: Path
+) -> None:
+    """Slices of one volume, and a label that no case has: it is trained and predicted all the same."""
+    copied = tmp_path / "preprocessed"
+    shutil.copytree(project.preprocessed, copied)
+    cases = sorted(project.labelled_preprocessed("2d"))
+    (copied / "splits_final.json").write_text(json.dumps([{"train": cases[:1], "val": cases[1:2]}]))
+    unicorn = max(LABELS.values()) + 1
+    trainer = started(trainer_class, "2d", further_labels={"unicorn": unicorn})
+    trainer.preprocessed_dataset_folder_base = str(copied)
+    assert trainer.do_split() == (cases[:1], cases[1:2])
+    trainer.run_training()
+    assert trainer.label_manager.num_segmentation_heads == len(LABELS) + 1
+    assert all(torch.isfinite(tensor).all() for tensor in state_of(trainer.network).values())
+    summary = validate_fold(trainer, save_probabilities=False)
+    assert str(unicorn) in {str(label) for label in summary["mean"]}
+    assert [path.name for path in (trainer.results_folder / "validation").glob("*.nii.gz")] == [f"{cases[1]}.nii.gz"]

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from diffseg_nnunet.diffusion.bernoulli import BernoulliDiffusion
 from diffseg_nnunet.diffusion.bernoulli_loss import diffusion_loss
@@ -73,4 +74,13 @@ def _expected_loss(network, diffusion, clean, prior, features, image, generator,
     t = diffusion.sample_timesteps(len(clean), generator)
     noisy = diffusion.add_noise(clean, prior, t, generator)
     flip_log_odds = network(noisy, t, prior, image, features)
-    return diffusion_loss(diffusion, flip_log_odds, noisy, clean, prior, t, valid).mean()
+
+    def of_class(*masks: Tensor) -> Tensor:
+        return diffusion_loss(diffusion, *masks, t, valid).mean()
+
+    # the loss keeps a score of tensors as large as the masks: class by class, and made again for the backward pass,
+    # they take little beside the network's
+    parts = zip(*(tensor.split(1, dim=1) for tensor in (flip_log_odds, noisy, clean, prior)), strict=True)
+    return torch.stack(
+        [checkpoint(of_class, *masks, use_reentrant=False, preserve_rng_state=False) for masks in parts]
+    ).mean()

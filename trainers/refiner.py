@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.loss.dice import get_tp_fp_fn_tn
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 
 from diffseg_nnunet.diffusion.bernoulli import BernoulliDiffusion
@@ -74,6 +76,19 @@ class DiffSegRefinerTrainer(DiffSegTrainer):
         unwrapped(self.network).decoder.deep_supervision = enabled and self.learns_too
 
     # -- networks and optimisers --------------------------------------------------------------------------------------
+
+    @classmethod
+    def planned_segmentor(cls, plans: dict, configuration_name: str, dataset_json: dict) -> nn.Module:
+        """The planned network, without deep supervision."""
+        manager = PlansManager(plans)
+        configuration = manager.get_configuration(configuration_name)
+        return cls.build_network_architecture(
+            manager,
+            configuration,
+            determine_num_input_channels(manager, configuration, dataset_json),
+            manager.get_label_manager(dataset_json).num_segmentation_heads,
+            enable_deep_supervision=False,
+        )
 
     def architecture(self) -> RefinerArchitecture:
         """Of the refiner. Raises BadInputError if the planned network has no features at full resolution."""

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 
@@ -151,20 +150,13 @@ def load_refining_predictor(
     _check_steps(options, settings)
     plans = PlansManager(read_json_object(model_folder / "plans.json"))
     dataset_json = read_json_object(model_folder / DATASET_JSON)
-    configuration = plans.get_configuration(contents[0]["init_args"]["configuration"])
-    labels = plans.get_label_manager(dataset_json)
-    segmentor = registry.load("trainers", "refine").build_network_architecture(
-        plans,
-        configuration,
-        determine_num_input_channels(plans, configuration, dataset_json),
-        labels.num_segmentation_heads,
-        enable_deep_supervision=False,
-    )
+    configuration = contents[0]["init_args"]["configuration"]
+    segmentor = registry.load("trainers", "refine").planned_segmentor(plans.plans, configuration, dataset_json)
     refiner = Refiner(RefinerArchitecture(**kinds[0][0]), settings.diffusion.prior_margin)
     predictor = RefiningPredictor(
         BernoulliDiffusion(settings.diffusion),
         options,
-        labels.has_regions,
+        plans.get_label_manager(dataset_json).has_regions,
         use_mirroring=mirroring,
         device=device,
         allow_tqdm=False,
@@ -172,7 +164,7 @@ def load_refining_predictor(
     predictor.manual_initialization(
         RefiningSegmentor(segmentor, refiner),
         plans,
-        configuration,
+        plans.get_configuration(configuration),
         [_weights(content) for content in contents],
         dataset_json,
         contents[0]["trainer_name"],

@@ -76,12 +76,13 @@ def test_each_half_step_changes_exactly_its_own_parameters(new_refiner: NewTrain
     # zero at first, so that nothing behind it is heard
     torch.nn.init.normal_(trainer.refiner.out.weight, std=0.1)
     batch = trainer._moved(next(trainer.dataloader_train))
-    segmentor, refiner, average = copies(trainer.network), copies(trainer.refiner), trainer.ema.tensors()[0].clone()
+    segmentor, refiner = copies(trainer.network), copies(trainer.refiner)
+    average = [tensor.clone() for tensor in trainer.ema.tensors()]
     trainer._refiner_step(*batch)
     assert not changed(segmentor, trainer.network)
     assert changed(refiner, trainer.refiner)
     assert trainer.ema.updates == 1
-    assert not torch.equal(trainer.ema.tensors()[0], average)
+    assert not all(map(torch.equal, trainer.ema.tensors(), average))
     refiner = copies(trainer.refiner)
     trainer._segmentor_step(*batch)
     assert not changed(refiner, trainer.refiner)

@@ -136,7 +136,7 @@ def fit_refiner(
     Raises:
         BadInputError: none fits; the message says what would.
     """
-    shape = _shape(plans, configuration, dataset_json)
+    shape = refined_shape(plans, configuration, dataset_json)
     budget = diffseg_section(plans)["memory"]["budget_gib"]
     planned = stage_plan(plans, configuration, "training")["batch_size"]
 
@@ -165,7 +165,8 @@ def _largest_batch(
     return least, smallest
 
 
-def _shape(plans: Mapping[str, Any], configuration: str, dataset_json: Mapping[str, Any]) -> Shape:
+def refined_shape(plans: Mapping[str, Any], configuration: str, dataset_json: Mapping[str, Any]) -> Shape:
+    """What a refiner's step is of: the segmentor's patch and batch."""
     manager = PlansManager(dict(plans))
     settings, labels = manager.get_configuration(configuration), manager.get_label_manager(dict(dataset_json))
     return Shape(

@@ -110,7 +110,8 @@ def _fitted(job: RefiningJob, width: int | None) -> RefiningJob:
         )
     settings = replace(asked, width=fitted.width, batch_size=fitted.batch_size)
     stage = fitted.as_stage(job.planned["patch_size"])
-    return replace(job, planned=stage, settings=settings, noted={**settings.to_json(), "memory": stage["memory_gib"]})
+    noted = {**settings.to_json(), "asked_width": width, "memory_gib": stage["memory_gib"]}
+    return replace(job, planned=stage, settings=settings, noted=noted)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from diffseg_nnunet.errors import BadInputError, StageFailedError
+from diffseg_nnunet.inference.refining import RefiningPredictor
+from diffseg_nnunet.inference.validation import predictor_of
+from diffseg_nnunet.pipeline.project import Project
+from diffseg_nnunet.planners.refining import fit_refiner, refined_shape, refining_steps
+from diffseg_nnunet.planning.memory import kept_for_backward
+from diffseg_nnunet.refinement.sampling import entropy_bits
+from diffseg_nnunet.refinement.sizing import WIDTHS
 from diffseg_nnunet.trainers import DiffSegRefinerTrainer, DiffSegTrainerScratch
 from diffseg_nnunet.training.checkpoint import load_safely
+from diffseg_nnunet.training.refining import RefinementSettings, Targets
+from diffseg_nnunet.training.seeding import random_stream
 
 NewTrainer = Callable[..., Any]
 Weights = dict[str, Tensor]
@@ -169,3 +181,139 @@ def test_2d(new_trainer: NewTrainer) -> None:
     trainer.initialize()
     trainer.run_training()
     assert trainer.final_checkpoint.is_file()
+
+
+# -- what it predicts -------------------------------------------------------------------------------------------------
+
+
+def logits_of(trainer: DiffSegRefinerTrainer, **options: Any) -> tuple[Tensor, Tensor, RefiningPredictor]:
+    """The segmentor's and the refined logits of an image of several windows, and the refining predictor."""
+    trainer.build_loaders()  # says which axes are mirrored
+    trainer.set_deep_supervision_enabled(False)
+    image = torch.randn(1, 26, 30, 40, generator=torch.Generator().manual_seed(0))
+    refining = trainer.predictor()
+    refining.options = replace(refining.options, **options)
+    plain = predictor_of(trainer).predict_sliding_window_return_logits(image)
+    return plain, refining.predict_sliding_window_return_logits(image), refining
+
+
+def taught(trainer: DiffSegRefinerTrainer) -> DiffSegRefinerTrainer:
+    """As if it had learnt something."""
+    with random_stream(1):
+        torch.nn.init.normal_(trainer.refiner.out.weight, std=0.5)
+    return trainer
+
+
+@pytest.mark.parametrize("binary", [False, True])
+def test_a_refiner_that_returns_the_prior_changes_nothing(new_refiner: NewTrainer, binary: bool) -> None:
+    plain, refined, predictor = logits_of(new_refiner(binary=binary, diffusion={"timesteps": 2}), samples=2)
+    assert predictor.share == 1
+    assert torch.equal(plain, refined)
+
+
+def test_what_is_certain_keeps_its_logits(new_refiner: NewTrainer) -> None:
+    trainer = taught(new_refiner(diffusion={"timesteps": 2}))
+    plain, everywhere, _ = logits_of(trainer)
+    assert not torch.equal(plain.argmax(0), everywhere.argmax(0))
+    bits = entropy_bits(plain[None].float().softmax(1), exclusive=True)
+    _, partly, predictor = logits_of(trainer, threshold_bits=float(bits.median()))
+    assert 0.2 < predictor.share < 0.8
+    assert 0 < (partly != plain).any(0).float().mean() < 1
+    plain, nowhere, predictor = logits_of(trainer, threshold_bits=9.0)
+    assert predictor.share == 0
+    assert torch.equal(plain, nowhere)
+
+
+def test_the_seed_decides_a_prediction(new_refiner: NewTrainer) -> None:
+    trainer = taught(new_refiner(diffusion={"timesteps": 2}))
+    first, same, other = (logits_of(trainer, seed=seed)[1] for seed in (0, 0, 1))
+    assert torch.equal(first, same)
+    assert not torch.equal(first, other)
+
+
+# -- regions and ignored voxels ---------------------------------------------------------------------------------------
+
+
+def test_masks_of_labels_and_of_regions() -> None:
+    labels = torch.tensor([[[[0, 1, 2, 3]]]], dtype=torch.int16)
+    clean, valid = Targets(3, regions=False, ignore=True).masks([labels])
+    assert clean[0, :, 0].tolist() == [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]]
+    assert valid.flatten().tolist() == [True, True, True, False]
+    assert Targets(4, regions=False, ignore=False).masks(labels)[1] is None
+    regions = torch.tensor([[[[1, 1, 0]], [[1, 0, 0]], [[0, 0, 1]]]], dtype=torch.bool)
+    clean, valid = Targets(2, regions=True, ignore=True).masks(regions)
+    assert clean[0, :, 0].tolist() == [[1, 1, 0], [1, 0, 0]]
+    assert valid.flatten().tolist() == [True, True, False]
+
+
+@pytest.mark.parametrize("mode", ["frozen", "alternate"])
+@pytest.mark.parametrize("regions", [False, True])
+def test_regions_and_the_ignore_label(project: Project, mode: str, regions: bool) -> None:
+    content = project.dataset_json()
+    values = [value for value in content["labels"].values() if value]
+    if regions:
+        content["labels"] = {"background": 0, "all": values, "most": values[1:]}
+        content["regions_class_order"] = values[:2]
+    content["labels"]["ignore"] = max(values) + 1
+    plans = {**project.plans(), "continue_training": False}
+    trainer = DiffSegRefinerTrainer(plans, "3d_fullres", 0, content, device=torch.device("cpu"))
+    trainer.apply(
+        RefinementSettings(iterations=1, width=8, batch_size=2, segmentor=mode, diffusion={"timesteps": 2}, workers=0)
+    )
+    trainer.initialize()
+    assert trainer.refiner.architecture.classes == (2 if regions else len(values) + 1)
+    taught(trainer)
+    for _ in range(2):
+        assert all(torch.isfinite(torch.tensor(loss)) for loss in trainer.train_step(trainer.random_batch()).values())
+    with torch.no_grad():
+        outcome = trainer.validation_step(trainer.random_batch())
+    assert len(outcome["tp_hard"]) == (2 if regions else len(values))
+    plain, refined, _ = logits_of(trainer)
+    assert refined.isfinite().all()
+    assert plain.shape == refined.shape
+
+
+# -- memory -----------------------------------------------------------------------------------------------------------
+
+
+def budgeted(plans: dict[str, Any], gib: float, batch_size: int) -> dict[str, Any]:
+    plans = json.loads(json.dumps(plans))
+    plans["diffseg"]["memory"]["budget_gib"] = gib
+    plans["diffseg"]["configurations"]["2d"]["training"]["batch_size"] = batch_size
+    return plans
+
+
+def test_width_and_batch_fit_the_budget(project: Project) -> None:
+    plans, content = project.plans(), project.dataset_json()
+    settings = RefinementSettings(diffusion={"timesteps": 2})
+    roomy = fit_refiner(budgeted(plans, 8, 4), "2d", content, settings)
+    assert (roomy.width, roomy.batch_size) == (WIDTHS[0], 4)
+    # room for less than four patches, at the same width
+    tight = fit_refiner(budgeted(plans, roomy.memory.total_gib - 1e-4, 4), "2d", content, settings)
+    assert tight.width == WIDTHS[0]
+    assert tight.batch_size in (2, 3)
+    narrow = fit_refiner(budgeted(plans, 8, 2), "2d", content, settings, width=8).memory.total_gib
+    wide = fit_refiner(budgeted(plans, 8, 2), "2d", content, settings, width=32).memory.total_gib
+    between = budgeted(plans, (narrow + wide) / 2, 2)
+    assert fit_refiner(between, "2d", content, settings).width < WIDTHS[0]
+    with pytest.raises(BadInputError, match=r"Refine with --width 8, which fits, or plan with --gpu-memory 0.\d or"):
+        fit_refiner(between, "2d", content, settings, width=32)
+
+
+def test_a_learning_segmentor_takes_more(project: Project) -> None:
+    plans, content = project.plans(), project.dataset_json()
+    kinds = [RefinementSettings(segmentor=mode) for mode in ("frozen", "alternate")]
+    frozen, alternate = (
+        fit_refiner(budgeted(plans, 8, 6), "2d", content, kind, width=8).memory.total_gib for kind in kinds
+    )
+    assert alternate > frozen
+
+
+def test_counted_as_it_is(project: Project) -> None:
+    """Fake tensors keep for the backward pass what real ones keep."""
+    shape = refined_shape(project.plans(), "3d_fullres", project.dataset_json())
+    settings = RefinementSettings(width=8, segmentor="alternate")
+    with FakeTensorMode():
+        fake = [kept_for_backward(step) for step in refining_steps(shape, settings, None)]
+    real = [kept_for_backward(step) for step in refining_steps(shape, settings, None)]
+    assert fake == real

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.pipeline
 
+LABELS = ("lungs", "left_kidney", "right_kidney")
 QUICK = ("--iterations", 6, "--steps", 2, "--width", 8, "--seed", 7)
 REFINER = "DiffSegRefinerTrainer"
 
@@ -84,6 +85,34 @@ def test_refined_predictions(refined: TinyProject, tmp_path: Path) -> None:
     plain = predicted(refined, tmp_path / "plain")
     untouched = predicted(refined, tmp_path / "untouched", "--refine", "--refine-threshold", 9)
     assert all((plain[name] == untouched[name]).all() for name in plain)
+
+
+def test_the_run_uses_the_refiner_where_validation_speaks_for_it(refined: TinyProject, tmp_path: Path) -> None:
+    project = refined.copy(tmp_path)
+    run = ("run", 1, "--refine")
+    first = project.diffseg(*run).ok()
+    assert "refine/3d_fullres/fold_0: finished before, unchanged" in first.out
+    record = project.stage("select/refine/finetune/3d_fullres")
+    assert [each["structure"] for each in record["outputs"]["comparisons"][:-1]] == list(LABELS)
+    assert all(f"3d_fullres, {name}: DSC" in first.out for name in list(LABELS))
+
+    def predicted_with() -> dict[str, Any]:
+        folder = project.results / "predictions_imagesTs"
+        assert len(list(folder.glob("*.nii.gz"))) == 2
+        assert not list(folder.glob("member_*"))
+        return json.loads((folder / "diffseg_prediction.json").read_text())["model"]
+
+    kept = record["outputs"]["structures"]
+    assert predicted_with()["refined_structures"] == (kept or None)
+    # as if the validation cases had spoken for one structure
+    manifest_path = project.results / "diffseg_run.json"
+    manifest = project.manifest()
+    manifest["stages"]["select/refine/finetune/3d_fullres"]["outputs"]["structures"] = ["lungs"]
+    manifest_path.write_text(json.dumps(manifest))
+    project.diffseg("run", 1).ok()
+    assert predicted_with()["refined_structures"] == ["lungs"]
+    project.diffseg("run", 1, "--no-refine").ok()
+    assert predicted_with()["refine"] is None
 
 
 def test_what_does_not_go_together(refined: TinyProject, tmp_path: Path) -> None:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -24,6 +28,11 @@ from diffseg_nnunet.trainers import DiffSegRefinerTrainer, DiffSegTrainerScratch
 from diffseg_nnunet.training.checkpoint import load_safely
 from diffseg_nnunet.training.refining import RefinementSettings, Targets
 from diffseg_nnunet.training.seeding import random_stream
+from diffseg_nnunet.workspace import Workspace
+
+from .conftest import LABELLED, environment_restored
+
+PROGRAM = Path(__file__).with_name("parallel_run.py")
 
 NewTrainer = Callable[..., Any]
 Weights = dict[str, Tensor]
@@ -36,10 +45,9 @@ class InterruptedRunError(Exception):
 
 @pytest.fixture
 def segmentor(new_trainer: NewTrainer) -> Weights:
-    """Of a fold that was trained for a moment."""
-    trainer = new_trainer(DiffSegTrainerScratch, optimizer="adamw")
+    """The planned network as it begins; that it has learnt something matters to nothing here."""
+    trainer = new_trainer(DiffSegTrainerScratch)
     trainer.initialize()
-    trainer.run_training()
     return copies(trainer.network)
 
 
@@ -183,6 +191,26 @@ def test_2d(new_trainer: NewTrainer) -> None:
     assert trainer.final_checkpoint.is_file()
 
 
+def test_two_processes_learn_the_same(phantom_workspace: Workspace, tmp_path: Path) -> None:
+    settings = {"iterations": 2, "workers": 0, "width": 8, "batch_size": 4, "segmentor": "alternate"}
+    run = {"trainer": "DiffSegRefinerTrainer", "settings": settings | {"precision": "float32"}, "resume": None}
+    task = {"dataset": LABELLED, "results": str(tmp_path), "runs": {"refining": run}}
+    task |= {"raw": str(phantom_workspace.raw), "preprocessed": str(phantom_workspace.preprocessed)}
+    (tmp_path / "task.json").write_text(json.dumps(task))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(PROGRAM)]
+    with environment_restored():
+        done = subprocess.run(
+            [*command, str(tmp_path / "task.json")], capture_output=True, text=True, timeout=500, check=False
+        )
+    assert done.returncode == 0, done.stdout + done.stderr
+    one, other = (np.load(tmp_path / f"refining_{rank}.npy") for rank in range(2))
+    assert (one == other).all()
+    assert np.isfinite(one).all()
+    assert json.loads((tmp_path / "refining_0.json").read_text())["batch_size"] == 2
+    assert [path.parts[-4] for path in (tmp_path / "refining").rglob("checkpoint_final.pth")] == ["Dataset901_Phantom"]
+    assert not list((tmp_path / "refining" / "rank_1").rglob("*.pth"))
+
+
 # -- what it predicts -------------------------------------------------------------------------------------------------
 
 
@@ -265,6 +293,7 @@ def test_regions_and_the_ignore_label(project: Project, mode: str, regions: bool
     taught(trainer)
     for _ in range(2):
         assert all(torch.isfinite(torch.tensor(loss)) for loss in trainer.train_step(trainer.random_batch()).values())
+    trainer.on_validation_epoch_start()
     with torch.no_grad():
         outcome = trainer.validation_step(trainer.random_batch())
     assert len(outcome["tp_hard"]) == (2 if regions else len(values))

@@ -36,6 +36,7 @@ def refine(
         Path | None,
         typer.Option(help="Another segmentor of this plan and fold, e.g. stock nnU-Net's.", show_default=False),
     ] = None,
+    npz: Annotated[bool, typer.Option("--npz", help="Also store probabilities of the validation cases.")] = False,
     seed: Seed = 0,
     device: Device = "auto",
     initial_lr: InitialRate = None,
@@ -66,6 +67,7 @@ def refine(
             strategy,
             checkpoint,
             width,
+            npz,
             resume=resume,
             **given(
                 iterations=iterations,

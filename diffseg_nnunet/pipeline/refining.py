@@ -79,7 +79,7 @@ def refine(
     )
     if not (resume and job.is_finished()):
         job = _fitted(job, width)
-        project.reporter.warn(_TOO_SURE)
+        project.reporter.info(_TOO_SURE)
     return run_job(job, resume)
 
 

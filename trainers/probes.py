@@ -82,6 +82,8 @@ class ProbeTrainer(DiffSegTrainer):
         return count
 
     def adapt_from(self, weights: Mapping[str, Tensor], source: str) -> Adaptation:
+        if self.settings.probe.time_steps:  # norm weights of other time steps are not adapted
+            checkpoints.require_same_network(self.planned_network.state_dict(), weights, source)
         adaptation = super().adapt_from(weights, source)
         self._take_time_steps(source)
         return adaptation
@@ -92,9 +94,8 @@ class ProbeTrainer(DiffSegTrainer):
         if steps:
             model = load_pretrained(source, self.device)
             folded = weights_at(model, steps, source)
-            checkpoints.require_same_network(self.planned_network.state_dict(), folded[0], source)
-            diffusion = model.assembly.denoiser.diffusion
-            unwrapped(self.network).time_steps.take(folded, diffusion.alpha_bar[list(steps)])
+            signal_left = model.assembly.denoiser.diffusion.alpha_bar[list(steps)]
+            unwrapped(self.network).time_steps.take(folded, signal_left)
 
 
 class DiffSegTrainerLinear(ProbeTrainer):

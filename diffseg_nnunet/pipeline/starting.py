@@ -10,6 +10,7 @@ import torch
 
 from diffseg_nnunet import registry
 from diffseg_nnunet.errors import BadInputError
+from diffseg_nnunet.inference.pretrained import load_pretrained, weights_at
 from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.planning.section import diffseg_section
 from diffseg_nnunet.training import checkpoint as checkpoints
@@ -76,16 +77,14 @@ def refuse_misfit(
         enable_deep_supervision=True,
     )
     weights = checkpoints.load_safely(source)["network_weights"]
-    if adapts and configuration.previous_stage_name is None:
+    time_steps = settings.probe.time_steps if isinstance(settings, ProbingSettings) else ()
+    if adapts and configuration.previous_stage_name is None and not time_steps:
         frozen = registry.load("trainers", strategy).frozen
         require_share(adapt(network.state_dict(), weights), str(source), configuration_name, frozen)
     else:
         checkpoints.require_same_network(network.state_dict(), weights, str(source))
-    if isinstance(settings, ProbingSettings) and settings.probe.time_steps:
-        from diffseg_nnunet.inference.pretrained import load_pretrained, weights_at
-
-        model = load_pretrained(source, torch.device("cpu"))
-        weights_at(model, settings.probe.time_steps, str(source))
+    if time_steps:
+        weights_at(load_pretrained(source, torch.device("cpu")), time_steps, str(source))
 
 
 def start(project: Project, configuration: str, trainer: Any, source: Path, adapts: bool) -> None:

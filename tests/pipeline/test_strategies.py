@@ -78,6 +78,32 @@ def test_probes_are_trained_and_predict(project: TinyProject) -> None:
     assert stage["outputs"]["pretrained"] == str(project.pretrained() / "checkpoint_final.pth")
 
 
+def test_voters_predict_and_say_where_they_disagree(project: TinyProject) -> None:
+    output = project.folder / "out_pixel-ensemble"
+    lines = [
+        train("pixel-ensemble"),
+        (*predict(project, "pixel-ensemble"), "--uncertainty"),
+        ("predict", "-d", 1, "-i", project.test_images, "-o", project.folder / "other", "--uncertainty"),
+    ]
+    trained, predicted, refused = project.diffseg.in_one_process(lines)
+    trained.ok()
+    predicted.ok()
+    refused.refused("--uncertainty tells how much the voters", "--strategy pixel-ensemble")
+    assert project.stage("train/pixel-ensemble/3d_fullres/fold_0")["settings"]["probe"]["time_steps"] == [50, 150, 250]
+    names = [path.name for path in sorted(output.glob("*.nii.gz"))]
+    assert names == [path.name for path in sorted((output / "uncertainty").iterdir())]
+    for name in names:
+        segmentation, entropy = (sitk.ReadImage(str(folder / name)) for folder in (output, output / "uncertainty"))
+        for geometry in ("GetSize", "GetSpacing", "GetOrigin", "GetDirection"):
+            assert getattr(segmentation, geometry)() == getattr(entropy, geometry)()
+        values = sitk.GetArrayFromImage(entropy)
+        assert values.dtype == np.float32
+        assert values.min() >= 0
+        assert 0.01 < values.mean() < values.max() <= 1
+    assert not list(output.glob("*.npz"))
+    assert not list(output.glob(".partial-*"))
+
+
 def test_what_does_not_go_together(project: TinyProject) -> None:
     (project.pretrained() / "checkpoint_final.pth").rename(project.folder / "kept.pth")
     before = json.dumps(project.manifest())

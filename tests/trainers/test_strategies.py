@@ -27,6 +27,7 @@ from diffseg_nnunet.trainers import (
     DiffSegTrainerDecoder,
     DiffSegTrainerLinear,
     DiffSegTrainerNonlinear,
+    DiffSegTrainerPixelEnsemble,
     DiffSegTrainerScratch,
 )
 from diffseg_nnunet.training.settings import Strategy
@@ -34,7 +35,7 @@ from diffseg_nnunet.workspace import Workspace
 
 NewTrainer = Callable[..., Any]
 Weights = dict[str, torch.Tensor]
-FROZEN = (DiffSegTrainerDecoder, DiffSegTrainerLinear, DiffSegTrainerNonlinear)
+FROZEN = (DiffSegTrainerDecoder, DiffSegTrainerLinear, DiffSegTrainerNonlinear, DiffSegTrainerPixelEnsemble)
 STEPS = ProbeSettings((50, 400))
 every_frozen = pytest.mark.parametrize("trainer_class", FROZEN)
 one_epoch = {"iterations": 2, "optimizer": "adamw", "precision": "float32"}
@@ -50,7 +51,8 @@ def pretrained(phantom_workspace: Workspace, tmp_path_factory: pytest.TempPathFa
         if configuration not in made:
             trainer = new_trainer(DiffSegPretrainer, configuration, iterations=2)
             trainer.initialize()
-            trainer.run_training()
+            with torch.enable_grad():  # tests may compare without
+                trainer.run_training()
             made[configuration] = Path(shutil.copy(trainer.final_checkpoint, folder / f"{configuration}.pth"))
         return made[configuration]
 
@@ -85,8 +87,10 @@ def test_every_strategy_is_registered_and_described() -> None:
     assert {registry.load("trainers", name).strategy for name in STRATEGIES} == set(STRATEGIES)
 
 
-@every_frozen
-@pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
+@pytest.mark.parametrize(
+    ("trainer_class", "configuration"),
+    [*((each, "2d") for each in FROZEN), (DiffSegTrainerDecoder, "3d_fullres"), (DiffSegTrainerLinear, "3d_fullres")],
+)
 def test_frozen_means_frozen(started: NewTrainer, trainer_class: type, configuration: str) -> None:
     """Of weights and norms no bit, no gradient, nothing in the optimiser; all else is trained."""
     trainer = started(trainer_class, configuration)
@@ -133,7 +137,7 @@ def test_the_twin_differs_in_its_initial_weights_alone(started: NewTrainer, new_
 def test_strategies_learn_from_the_twins_batches(started: NewTrainer, trainer_class: type) -> None:
     batches = []
     for strategy in (DiffSegTrainer, trainer_class):
-        trainer = started(strategy, seed=4)
+        trainer = started(strategy, "2d", seed=4)
         trainer.dataloader_train, trainer.dataloader_val = trainer.get_dataloaders()
         batches.append([next(trainer.dataloader_train), next(trainer.dataloader_val)])
         assert len(trainer.optimizer.param_groups) == 1
@@ -148,8 +152,8 @@ def test_strategies_learn_from_the_twins_batches(started: NewTrainer, trainer_cl
     [
         (DiffSegTrainerDecoder, {}),
         (DiffSegTrainerLinear, {}),
-        (DiffSegTrainerNonlinear, {}),
-        (DiffSegTrainerLinear, {"probe": STEPS}),
+        (DiffSegTrainerNonlinear, {"probe": STEPS}),
+        (DiffSegTrainerPixelEnsemble, {}),
     ],
 )
 @pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
@@ -212,7 +216,7 @@ class InterruptedRunError(Exception):
     """Stands in for Ctrl-C, which would end pytest."""
 
 
-@pytest.mark.parametrize("trainer_class", [DiffSegTrainerDecoder, DiffSegTrainerNonlinear])
+@pytest.mark.parametrize("trainer_class", [DiffSegTrainerDecoder, DiffSegTrainerNonlinear, DiffSegTrainerPixelEnsemble])
 def test_a_resumed_run_ends_as_an_uninterrupted_one(
     started: NewTrainer, new_trainer: NewTrainer, trainer_class: type
 ) -> None:

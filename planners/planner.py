@@ -32,6 +32,7 @@ from diffseg_nnunet.raw_dataset import RawDataset
 
 from .adoption import AdoptingPlanning
 from .filling import FittingPlanning
+from .refining import fit_refiner
 
 _MEMORY_RULE = "the tensors of a real step, counted, with allowances for workspaces, fragmentation and the CUDA context"
 _READERS_WITHOUT_DIRECTION = ("NaturalImage2DIO", "Tiff3DIO")  # SimpleITK would report the identity for a TIFF
@@ -66,6 +67,7 @@ class DiffSegPlanning:
 
     backbone: str
     options: PlanOptions
+    fit_refiner = staticmethod(fit_refiner)
 
     def __init__(
         self,

@@ -92,7 +92,7 @@ def training_step(shape: Shape, dtype: torch.dtype | None = TRAINING_DTYPE) -> S
     optimizer = torch.optim.SGD(
         network.parameters(), _RATE, weight_decay=_WEIGHT_DECAY, momentum=_MOMENTUM, nesterov=True
     )
-    loss_function = _training_loss(shape)
+    loss_function = training_loss(shape)
 
     def batch() -> tuple[Tensor, list[Tensor]]:
         kind, channels = (torch.bool, shape.heads + shape.ignore) if shape.regions else (torch.int16, 1)
@@ -108,7 +108,8 @@ def training_step(shape: Shape, dtype: torch.dtype | None = TRAINING_DTYPE) -> S
     return Step([network], optimizer, batch, loss)
 
 
-def _training_loss(shape: Shape) -> nn.Module:
+def training_loss(shape: Shape) -> nn.Module:
+    """nnU-Net's loss of labels or regions, with deep supervision."""
     dice = {"batch_dice": True, "smooth": 1e-5, "ddp": False}
     if shape.regions:
         dice["do_bg"] = True

@@ -1,12 +1,14 @@
-"""nnU-Net trainers of the two stages: diffusion pretraining, and segmentation from it, on it, or from scratch."""
+"""nnU-Net trainers: diffusion pretraining, segmentation from it, on it, or from scratch, and refinement."""
 
 from .pixel_ensemble import DiffSegTrainerPixelEnsemble
 from .pretrainer import DiffSegPretrainer
 from .probes import DiffSegTrainerLinear, DiffSegTrainerNonlinear
+from .refiner import DiffSegRefinerTrainer
 from .segmentation import DiffSegTrainer, DiffSegTrainerDecoder, DiffSegTrainerScratch
 
 __all__ = [
     "DiffSegPretrainer",
+    "DiffSegRefinerTrainer",
     "DiffSegTrainer",
     "DiffSegTrainerDecoder",
     "DiffSegTrainerLinear",

@@ -24,7 +24,7 @@ from diffseg_nnunet.training.assembly import assemble
 from diffseg_nnunet.training.draws import draw
 from diffseg_nnunet.training.history import History
 from diffseg_nnunet.training.objective import DenoisingObjective, RegressionObjective
-from diffseg_nnunet.training.precision import autocast, choose_dtype
+from diffseg_nnunet.training.precision import autocast, choose_dtype, float_format
 from diffseg_nnunet.training.processes import mean_of_rows
 from diffseg_nnunet.training.schedules import warmup_cosine
 from diffseg_nnunet.training.seeding import derived_seed
@@ -243,7 +243,7 @@ class DiffSegPretrainer(DiffSegTrainerBase):
 
     def _compute_dtype(self) -> torch.dtype | None:
         if self.device.type == "cuda":
-            return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else None
+            return float_format(self.device)
         return self._autocast_dtype
 
     def _generators(self, stream: int, index: int, scans: Tensor) -> list[torch.Generator]:
@@ -417,7 +417,7 @@ class DiffSegPretrainer(DiffSegTrainerBase):
             "dataset_json": self.dataset_json,
         }
         # on the CPU: stock nnU-Net reads checkpoints without map_location
-        checkpoints.save(filename, _to_cpu(content))
+        checkpoints.save(filename, checkpoints.on_cpu(content))
 
     def load_checkpoint(self, filename_or_checkpoint: str | dict) -> None:
         """Continue from a checkpoint of this trainer; reads tensors and plain values only.
@@ -450,13 +450,3 @@ class DiffSegPretrainer(DiffSegTrainerBase):
 def _means(outputs: list[dict[str, float]]) -> dict[str, float]:
     """Means over an epoch's iterations, and over the processes that shared them."""
     return mean_of_rows([mean_of_rows(rows) for rows in processes.gathered(outputs)])
-
-
-def _to_cpu(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.detach().cpu()
-    if isinstance(value, dict):
-        return {key: _to_cpu(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_to_cpu(entry) for entry in value)
-    return value

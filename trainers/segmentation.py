@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from torch import Tensor, nn
 
-from diffseg_nnunet.inference.validation import validate_fold
+from diffseg_nnunet.inference.validation import predictor_of, validate_fold
 from diffseg_nnunet.planning.section import allowed_mirror_axes
 from diffseg_nnunet.training.adaptation import Adaptation, adapt, require_share
 from diffseg_nnunet.training.checkpoint import initialise
@@ -101,8 +102,8 @@ class DiffSegTrainer(DiffSegTrainerBase):
 
     def apply(self, settings: TrainingSettings) -> None:
         super().apply(settings)
-        default = INITIAL_LR[settings.optimizer, self.strategy]
-        self.initial_lr = default if settings.initial_lr is None else settings.initial_lr
+        given = settings.initial_lr
+        self.initial_lr = INITIAL_LR[settings.optimizer, self.strategy] if given is None else given
 
     @property
     def planned_network(self) -> nn.Module:
@@ -244,6 +245,10 @@ class DiffSegTrainer(DiffSegTrainerBase):
             f"epoch {self.current_epoch}/{self.num_epochs}  training loss {latest['train_losses']:.3f}  "
             f"validation loss {latest['val_losses']:.3f}  pseudo DSC {np.round(latest['mean_fg_dice'], 3):.3f}"
         )
+
+    def predictor(self) -> nnUNetPredictor:
+        """Of the trained network as it is, for the fold's validation cases."""
+        return predictor_of(self)
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Predict and score the fold's validation cases, skipping those already predicted by this checkpoint."""

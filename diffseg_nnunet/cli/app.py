@@ -24,6 +24,7 @@ from diffseg_nnunet.cli import (
     predict,
     preprocess,
     pretrain,
+    refine,
     sample,
     train,
     verify,
@@ -56,6 +57,7 @@ app.command()(preprocess.preprocess)
 app.command()(pretrain.pretrain)
 app.command()(sample.sample)
 app.command()(train.train)
+app.command()(refine.refine)
 app.command()(predict.predict)
 app.command()(coordinates.coordinates)
 app.command()(evaluate.evaluate)

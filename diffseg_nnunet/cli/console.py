@@ -101,7 +101,7 @@ def open_project(
 
     if not several and _processes() > 1:
         raise BadInputError(
-            "Only `pretrain` and `train` run in several processes.", "Run this command without torchrun."
+            "Only `pretrain`, `train` and `refine` run in several processes.", "Run this command without torchrun."
         )
     location = Workspace.locate(workspace)
     location.dataset_name(dataset_id)  # a mistyped --workspace must not leave folders behind

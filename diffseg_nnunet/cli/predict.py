@@ -26,17 +26,46 @@ def predict(
     ] = None,
     uncertainty: Annotated[
         bool,
-        typer.Option("--uncertainty", help="Also write how much the voters of a pixel ensemble disagree, 0 to 1."),
+        typer.Option(
+            "--uncertainty",
+            help="Also write a map of each voxel's uncertainty: how much the voters of a pixel ensemble disagree, 0 to "
+            "1, or with --refine the entropy of the probabilities in bits.",
+        ),
     ] = False,
+    refine: Annotated[
+        bool, typer.Option("--refine", help="Refine with the folds' refiners (`diffseg refine`).")
+    ] = False,
+    samples: Annotated[int, typer.Option(min=1, help="With --refine: masks drawn and averaged.")] = 1,
+    steps: Annotated[
+        int | None,
+        typer.Option(min=1, help="With --refine: steps of the reverse process; else as trained.", show_default=False),
+    ] = None,
+    sampler: Annotated[str, typer.Option(help="With --refine: ddim or ancestral.")] = "ddim",
+    refine_threshold: Annotated[
+        float | None,
+        typer.Option(
+            metavar="BITS",
+            help="With --refine: only voxels whose probabilities have a larger entropy; else all.",
+            show_default=False,
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="With --refine: of the draws.")] = 0,
     device: Device = "auto",
     workspace: Workspace = None,
 ) -> None:
     """Segment a folder of images; several folds or configurations are averaged. Goes on where it was interrupted."""
     with open_project(workspace, dataset_id) as project:
         from diffseg_nnunet.cli.arguments import check_choice, parse_fold
-        from diffseg_nnunet.errors import EXIT_BAD_INPUT
+        from diffseg_nnunet.errors import EXIT_BAD_INPUT, BadInputError
+        from diffseg_nnunet.inference.refining import RefineOptions
 
         check_choice("--strategy", strategy, STRATEGIES)
+        check_choice("--sampler", sampler, ("ddim", "ancestral"))
+        options = RefineOptions(steps, samples, sampler, refine_threshold, seed)
+        if not refine and options != RefineOptions():
+            raise BadInputError(
+                "--samples, --steps, --sampler, --refine-threshold and --seed tell how to refine.", "Add --refine."
+            )
         folds = tuple(parse_fold(text) for text in fold or ("0",))
         from diffseg_nnunet.pipeline.prediction import PredictionRequest
         from diffseg_nnunet.pipeline.prediction import predict as predict_stage
@@ -48,6 +77,7 @@ def predict(
             mirroring=not no_mirroring,
             postprocessing=postprocessing,
             uncertainty=uncertainty,
+            refine=options if refine else None,
         )
         failed = predict_stage(project, request, source, output, device)
         project.reporter.info(f"segmentations: {output}")

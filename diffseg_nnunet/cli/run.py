@@ -25,6 +25,15 @@ def run(
         typer.Option(help=f"fold: each fold's own training cases. all: once, on the images of all cases. {_KEPT}"),
     ] = None,
     optimizer: Annotated[str | None, typer.Option(help=f"Of the training: sgd or adamw. {_KEPT}")] = None,
+    refine: Annotated[
+        bool | None,
+        typer.Option(
+            "--refine/--no-refine",
+            help="Train a refiner on each fold (`diffseg refine`), and use it for the structures whose validation "
+            f"cases it improves. {_KEPT}",
+        ),
+    ] = None,
+    refine_iterations: Annotated[int | None, typer.Option(min=1, help=f"Refiner's training length. {_KEPT}")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help=f"Seed. {_KEPT}")] = None,
     device: Device = "auto",
     gpu_memory: Annotated[str | None, typer.Option(metavar="auto|GIB", help=f"As in `plan`. {_KEPT}")] = None,
@@ -37,7 +46,8 @@ def run(
     no_test: Annotated[bool, typer.Option("--no-test", help="Do not segment imagesTs at the end.")] = False,
     workspace: Workspace = None,
 ) -> None:
-    """Everything after convert: verify, plan, preprocess, pretrain, train, evaluate, select, predict imagesTs.
+    """Everything after convert: verify, plan, preprocess, pretrain, train, evaluate, refine
+    (--refine), select, predict imagesTs.
 
     Run it again after an interruption: what is finished and unchanged is not done twice. `diffseg plan ID --explain`
     says what was planned, and why.
@@ -66,6 +76,8 @@ def run(
             ),
             pretraining=given(iterations=pretrain_iterations, seed=seed),
             training=given(iterations=iterations, seed=seed, optimizer=optimizer),
+            refine=refine,
+            refining=given(iterations=refine_iterations, seed=seed),
             device=device,
             predict_test=not no_test,
         )

@@ -1,1 +1,1 @@
-"""Gaussian diffusion of images, time conditioning, and folding. Knows no nnU-Net."""
+"""Gaussian diffusion of images, Bernoulli diffusion of masks, time conditioning, and folding. Knows no nnU-Net."""

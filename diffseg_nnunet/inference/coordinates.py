@@ -17,7 +17,7 @@ from diffseg_nnunet.errors import BadInputError, StageFailedError
 from diffseg_nnunet.inference.preprocessing import preprocess_case
 from diffseg_nnunet.inference.pretrained import PretrainedModel
 from diffseg_nnunet.raw_dataset import Case
-from diffseg_nnunet.training.precision import autocast
+from diffseg_nnunet.training.precision import autocast, float_format
 
 _OVERLAP = 0.5
 _WINDOWS_AT_ONCE = {2: 16, 3: 1}
@@ -80,7 +80,7 @@ def preprocessed_coordinates(model: PretrainedModel, data: np.ndarray) -> Tensor
     flat = len(model.patch_size) == 2
     # a 2D network reads the slices as a batch
     batch = scan.movedim(1, 0) if flat else scan[None]
-    with autocast(model.device, _dtype(model.device)):
+    with autocast(model.device, float_format(model.device)):
         dense = sliding_window_inference(
             batch,
             model.patch_size,
@@ -94,11 +94,6 @@ def preprocessed_coordinates(model: PretrainedModel, data: np.ndarray) -> Tensor
     if not torch.isfinite(dense).all():
         raise StageFailedError("The network's coordinates are not finite.", "Pretrain it again with a lower rate.")
     return (dense.movedim(0, 1) if flat else dense[0]) * UNIT_MM
-
-
-def _dtype(device: torch.device) -> torch.dtype | None:
-    cuda = device.type == "cuda"
-    return torch.bfloat16 if cuda and torch.cuda.is_bf16_supported(including_emulation=False) else None
 
 
 def _refuse_flat(path: Path) -> None:

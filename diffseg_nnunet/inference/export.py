@@ -14,7 +14,7 @@ import numpy as np
 from nnunetv2.inference.export_prediction import export_prediction_from_logits, resample_and_save
 
 from diffseg_nnunet.atomic import full_disk_named, remove_leftovers, temporary_sibling
-from diffseg_nnunet.inference.uncertainty import UNCERTAINTY_FOLDER, write_disagreement
+from diffseg_nnunet.inference.uncertainty import UNCERTAINTY_FOLDER, Measure, write_map
 from diffseg_nnunet.raw_dataset import VOLUME_ENDINGS
 from diffseg_nnunet.verification import UnreadableVolumeError, read_volume
 
@@ -36,7 +36,7 @@ def export_case(
     folder: Path,
     case: str,
     with_probabilities: bool = False,
-    with_disagreement: bool = False,
+    uncertainty: Measure | None = None,
 ) -> None:
     """Resample logits to the image's grid and publish ``folder/case`` + ending.
 
@@ -45,8 +45,8 @@ def export_case(
         properties: of the case, as preprocessing returned them.
         predictor: nnU-Net's, initialised.
         with_probabilities: also ``.npz`` and ``.pkl``, which ensembling reads.
-        with_disagreement: also ``folder/uncertainty/case`` + ending, of logits that are shares of votes; published
-            before the segmentation.
+        uncertainty: what also to write into ``folder/uncertainty/case`` + ending, of the probabilities; published
+            before the segmentation. None: nothing.
 
     Raises:
         OSError: the disk is full, or what was written cannot be read back.
@@ -60,13 +60,13 @@ def export_case(
             predictor.plans_manager,
             predictor.dataset_json,
             str(partial / case),
-            with_probabilities or with_disagreement,
+            with_probabilities or uncertainty is not None,
         )
-        if with_disagreement:
+        if uncertainty is not None:
             written = partial / UNCERTAINTY_FOLDER / f"{case}{file_ending}"
             for place in (written.parent, folder / UNCERTAINTY_FOLDER):
                 place.mkdir(exist_ok=True)
-            write_disagreement(partial / f"{case}.npz", partial / f"{case}{file_ending}", written)
+            write_map(partial / f"{case}.npz", partial / f"{case}{file_ending}", written, uncertainty)
             publish(written, folder / UNCERTAINTY_FOLDER)
         for ending in endings(file_ending, with_probabilities):
             publish(partial / f"{case}{ending}", folder)

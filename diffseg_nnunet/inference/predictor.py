@@ -16,6 +16,7 @@ from diffseg_nnunet.atomic import remove_leftovers
 from diffseg_nnunet.errors import BadInputError, StageFailedError
 from diffseg_nnunet.inference.export import export_case, is_exported
 from diffseg_nnunet.inference.preprocessing import preprocess_case
+from diffseg_nnunet.inference.uncertainty import Measure
 from diffseg_nnunet.raw_dataset import Case
 
 CaseProgress = Callable[[int, int, str], None]
@@ -45,15 +46,15 @@ def load_predictor(
     return predictor
 
 
-def require_trained(model_folder: Path, folds: Sequence[int | str], checkpoint: str) -> None:
-    """Raises BadInputError if a fold has no such checkpoint; the message says which command trains it."""
+def require_trained(model_folder: Path, folds: Sequence[int | str], checkpoint: str, command: str = "train") -> None:
+    """Raises BadInputError if a fold has no such checkpoint; the message says that `command` trains it."""
     for fold in folds:
         path = model_folder / f"fold_{fold}" / checkpoint
         if not path.is_file():
             trained = ", ".join(sorted(p.parent.name for p in model_folder.glob(f"fold_*/{checkpoint}"))) or "none"
             raise BadInputError(
                 f"There is no trained model {path} (trained there: {trained}).",
-                f"Run `diffseg train` for fold {fold} first, or choose another with -f, -c or --strategy.",
+                f"Run `diffseg {command}` for fold {fold} first, or choose another with -f, -c or --strategy.",
             )
 
 
@@ -65,7 +66,7 @@ def predict_cases(
     save_probabilities: bool = False,
     previous_stage: Path | None = None,
     skip_existing: bool = False,
-    disagreement: bool = False,
+    uncertainty: Measure | None = None,
     progress: CaseProgress | None = None,
 ) -> list[FailedCase]:
     """Predict each case and publish its segmentation in `output`, on the image's own grid.
@@ -75,7 +76,7 @@ def predict_cases(
         cases: image files per channel.
         previous_stage: folder with the segmentations a cascade's last stage reads.
         skip_existing: leave cases alone whose files are already in `output`.
-        disagreement: also write how much voters disagree, of a model that votes, into ``output/uncertainty``.
+        uncertainty: what of the probabilities also to write into ``output/uncertainty``; None: nothing.
 
     Returns:
         The cases that could not be predicted; the others are done.
@@ -87,7 +88,7 @@ def predict_cases(
     for number, case in enumerate(cases, start=1):
         if not (skip_existing and is_exported(output, case.identifier, ending, save_probabilities)):
             try:
-                _predict(predictor, case, output, save_probabilities, previous_stage, disagreement)
+                _predict(predictor, case, output, save_probabilities, previous_stage, uncertainty)
             except torch.OutOfMemoryError as error:
                 raise StageFailedError(
                     f"The GPU's memory does not suffice for {case.identifier}.",
@@ -107,7 +108,7 @@ def _predict(
     output: Path,
     save_probabilities: bool,
     previous_stage: Path | None,
-    disagreement: bool,
+    uncertainty: Measure | None,
 ) -> None:
     previous = None
     if previous_stage is not None:
@@ -119,4 +120,4 @@ def _predict(
         labels = predictor.label_manager.foreground_labels
         data = np.vstack((data, convert_labelmap_to_one_hot(segmentation[0], labels, data.dtype)))
     logits = predictor.predict_logits_from_preprocessed_data(torch.from_numpy(data)).cpu()
-    export_case(logits, properties, predictor, output, case.identifier, save_probabilities, disagreement)
+    export_case(logits, properties, predictor, output, case.identifier, save_probabilities, uncertainty)

@@ -1,30 +1,52 @@
-"""How much the voters of a pixel ensemble disagree, as an image on the grid of the segmentation."""
+"""How sure a prediction is of each voxel, as an image on the grid of the segmentation."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 import torch
+from torch import Tensor
 
 from diffseg_nnunet.probing.ensemble import shares_behind, vote_entropy
+from diffseg_nnunet.refinement.sampling import entropy_bits
 
 UNCERTAINTY_FOLDER = "uncertainty"
 READER = "SimpleITKIO"
 """nnU-Net's reader whose arrays have the axes of SimpleITK's; the map takes its geometry from the segmentation."""
 
+Measure = Callable[[Tensor], Tensor]
+"""From probabilities (classes, *shape) to the uncertainty of each voxel, float32 (*shape)."""
 
-def write_disagreement(probabilities: Path, segmentation: Path, target: Path) -> None:
-    """Write the vote entropy of each voxel, 0 (all agree) to 1, as a float32 image.
+
+def disagreement(probabilities: Tensor) -> Tensor:
+    """Entropy of votes, 0 (all agree) to 1, where the probabilities are a softmax of the shares of the votes."""
+    return vote_entropy(shares_behind(probabilities))
+
+
+def entropy(regions: bool) -> Measure:
+    """Entropy in bits: of one variable with as many values as classes, or of regions the mean of theirs."""
+    return partial(_entropy, regions)
+
+
+def _entropy(regions: bool, probabilities: Tensor) -> Tensor:
+    return entropy_bits(probabilities[None], exclusive=not regions)[0, 0]
+
+
+def write_map(probabilities: Path, segmentation: Path, target: Path, measure: Measure) -> None:
+    """Write the uncertainty of each voxel as a float32 image.
 
     Args:
-        probabilities: nnU-Net's .npz of a case, (classes, *shape of the image): a softmax of the shares of the votes.
+        probabilities: nnU-Net's .npz of a case, (classes, *shape of the image).
         segmentation: of the same case; gives the geometry.
         target: file to write.
+        measure: of the uncertainty.
     """
     with np.load(probabilities) as content:
-        shares = shares_behind(torch.from_numpy(content["probabilities"]))
-    image = sitk.GetImageFromArray(vote_entropy(shares).numpy())
+        found = measure(torch.from_numpy(content["probabilities"]))
+    image = sitk.GetImageFromArray(found.numpy())
     image.CopyInformation(sitk.ReadImage(str(segmentation)))
     sitk.WriteImage(image, str(target), useCompression=True)

@@ -37,7 +37,7 @@ def validate_fold(trainer: Any, save_probabilities: bool) -> dict:
     processes.wait_for_all()
     trainer.set_deep_supervision_enabled(False)
     trainer.network.eval()
-    predictor = _predictor(trainer)
+    predictor = trainer.predictor()
     _, cases = trainer.do_split()
     own = sorted(cases)[trainer.rank :: trainer.processes]
     for number, case in enumerate(own, start=1):
@@ -50,10 +50,15 @@ def validate_fold(trainer: Any, save_probabilities: bool) -> dict:
     return processes.from_first(_score(trainer, folder) if trainer.rank == 0 else None)
 
 
-def _predictor(trainer: Any) -> nnUNetPredictor:
-    predictor = nnUNetPredictor(device=trainer.device, allow_tqdm=False)
+def predictor_of(
+    trainer: Any, predictor: nnUNetPredictor | None = None, network: torch.nn.Module | None = None
+) -> nnUNetPredictor:
+    """A predictor with what a trainer knows; nnU-Net's own and the trained network, unless others are given."""
+    predictor = predictor or nnUNetPredictor(device=trainer.device, allow_tqdm=False)
+    if network is None:
+        network = trainer.network.module if trainer.is_ddp else trainer.network
     predictor.manual_initialization(
-        trainer.network.module if trainer.is_ddp else trainer.network,
+        network,
         trainer.plans_manager,
         trainer.configuration_manager,
         None,

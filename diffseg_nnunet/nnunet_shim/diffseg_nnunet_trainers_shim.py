@@ -2,6 +2,7 @@
 
 from diffseg_nnunet.trainers import (
     DiffSegPretrainer,
+    DiffSegRefinerTrainer,
     DiffSegTrainer,
     DiffSegTrainerDecoder,
     DiffSegTrainerLinear,
@@ -12,6 +13,7 @@ from diffseg_nnunet.trainers import (
 
 __all__ = [
     "DiffSegPretrainer",
+    "DiffSegRefinerTrainer",
     "DiffSegTrainer",
     "DiffSegTrainerDecoder",
     "DiffSegTrainerLinear",

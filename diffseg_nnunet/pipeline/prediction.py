@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,14 @@ from diffseg_nnunet import registry
 from diffseg_nnunet.atomic import full_disk_named, write_json
 from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.inference.export import is_exported, partial_folder, publish
+from diffseg_nnunet.inference.merging import merge_files_of_labels
 from diffseg_nnunet.inference.predictor import FailedCase, load_predictor, predict_cases, require_trained
-from diffseg_nnunet.inference.uncertainty import READER
+from diffseg_nnunet.inference.refining import RefineOptions, load_refining_predictor, segmentor_record
+from diffseg_nnunet.inference.uncertainty import READER, UNCERTAINTY_FOLDER, Measure, disagreement, entropy
 from diffseg_nnunet.pipeline.device import prepare_device
 from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.pipeline.records import image_stamps, read_record
+from diffseg_nnunet.pipeline.refining import REFINE
 from diffseg_nnunet.pipeline.stages import FINAL, Fold, file_digest
 from diffseg_nnunet.planning.hardware import worker_count
 from diffseg_nnunet.raw_dataset import DATASET_JSON, Case, read_json_object, split_channel, visible_files
@@ -35,8 +38,11 @@ class PredictionRequest:
         strategy: the trainer's registered name.
         mirroring: test-time mirroring over the axes the plan allows.
         postprocessing: nnU-Net's postprocessing.pkl to apply, None for none.
-        uncertainty: also write maps of how much the voters of a pixel ensemble disagree.
+        uncertainty: also write maps of the uncertainty: how much the voters of a pixel ensemble disagree, or, with a
+            refiner, the entropy of the probabilities.
         checkpoint: file name within the folds.
+        refine: how the folds' refiners are used; None: not at all.
+        refined_structures: take these structures alone from the refined segmentation; None: all.
     """
 
     configurations: tuple[str, ...]
@@ -46,6 +52,13 @@ class PredictionRequest:
     postprocessing: Path | None = None
     uncertainty: bool = False
     checkpoint: str = FINAL
+    refine: RefineOptions | None = None
+    refined_structures: tuple[str, ...] | None = None
+
+    @property
+    def trainer(self) -> str:
+        """The registered name of the trainer whose models are predicted with."""
+        return self.strategy if self.refine is None else REFINE
 
 
 def input_cases(folder: Path, file_ending: str, channel_count: int) -> tuple[list[Case], list[FailedCase]]:
@@ -108,11 +121,13 @@ def predict(
     if request.postprocessing is not None:
         _refuse_foreign_pickle(project, request.postprocessing)
     device = prepare_device(device_name)
-    models = [project.model_folder(request.strategy, configuration) for configuration in request.configurations]
+    models = [project.model_folder(request.trainer, configuration) for configuration in request.configurations]
     for model in models:
-        require_trained(model, request.folds, request.checkpoint)
+        require_trained(model, request.folds, request.checkpoint, "train" if request.refine is None else REFINE)
+    if request.refine is not None:
+        _check_refiners(project, request)
     if request.uncertainty:
-        _require_votes(request, models[0])
+        _require_measure(request, models[0])
     dataset_json = read_json_object(models[0] / DATASET_JSON)
     ending = dataset_json["file_ending"]
     cases, failed = input_cases(source, ending, len(dataset_json["channel_names"]))
@@ -129,7 +144,9 @@ def predict(
     _discard(output, outdated, ending)
     write_json(output / RECORD, record)
     with project.log("predict"):
-        if len(request.configurations) == 1:
+        if request.refined_structures is not None:
+            failed += _predict_partly_refined(project, request, cases, output, device)
+        elif len(request.configurations) == 1:
             failed += _predict_one(project, request, request.configurations[0], cases, output, device, False)
         else:
             failed += _predict_ensemble(project, request, cases, output, device)
@@ -145,7 +162,7 @@ def _model(project: Project, request: PredictionRequest) -> dict[str, Any]:
         raise BadInputError(f"There is no file {request.postprocessing}.", "Correct --postprocessing.")
     checkpoints = {
         f"{configuration}/fold_{fold}": file_digest(
-            project.model_folder(request.strategy, configuration) / f"fold_{fold}" / request.checkpoint
+            project.model_folder(request.trainer, configuration) / f"fold_{fold}" / request.checkpoint
         )
         for configuration in request.configurations
         for fold in request.folds
@@ -157,15 +174,38 @@ def _model(project: Project, request: PredictionRequest) -> dict[str, Any]:
         "mirroring": request.mirroring,
         "postprocessing": None if request.postprocessing is None else file_digest(request.postprocessing),
         "uncertainty": request.uncertainty,
+        "refine": None if request.refine is None else asdict(request.refine),
+        "refined_structures": None if request.refined_structures is None else list(request.refined_structures),
     }
 
 
-def _require_votes(request: PredictionRequest, model: Path) -> None:
-    """Raises BadInputError if the request's model does not vote, or several do, or the map would lose its place."""
-    if not registry.load("trainers", request.strategy).votes or len(request.configurations) > 1:
+def _check_refiners(project: Project, request: PredictionRequest) -> None:
+    """Raises BadInputError if a refiner belongs to the segmentor of another strategy; warns of one that has changed."""
+    for configuration in request.configurations:
+        for fold in request.folds:
+            place = Path(f"fold_{fold}") / request.checkpoint
+            record = segmentor_record(project.model_folder(REFINE, configuration) / place)
+            if record["strategy"] != request.strategy:
+                raise BadInputError(
+                    f"The refiner of {configuration}, fold {fold}, is of --strategy {record['strategy']}.",
+                    f"Give that, or run `diffseg refine {project.id} -c {configuration} -f {fold} --strategy "
+                    f"{request.strategy}`.",
+                )
+            now = project.model_folder(request.strategy, configuration) / place
+            if now.is_file() and file_digest(now) != record["sha256"]:
+                project.reporter.warn(
+                    f"the refiner of {configuration}, fold {fold}, has another segmentor than {now}, and predicts with "
+                    "its own"
+                )
+
+
+def _require_measure(request: PredictionRequest, model: Path) -> None:
+    """Raises BadInputError if the request's model has no measure of uncertainty, or the map would lose its place."""
+    votes = registry.load("trainers", request.strategy).votes
+    if (request.refine is None and not votes) or len(request.configurations) > 1 or request.refined_structures:
         raise BadInputError(
-            "--uncertainty tells how much the voters of one pixel ensemble disagree.",
-            "Give --strategy pixel-ensemble and one configuration.",
+            "--uncertainty tells how much the voters of one pixel ensemble disagree, or how sure one refiner is.",
+            "Give --strategy pixel-ensemble or --refine, and one configuration.",
         )
     reader = read_json_object(model / "plans.json")["image_reader_writer"]
     if reader != READER:
@@ -180,7 +220,7 @@ def _discard(output: Path, outdated: Sequence[Case], file_ending: str) -> None:
     for case in outdated:
         (output / f"{case.identifier}{file_ending}").unlink(missing_ok=True)
     if outdated:
-        for pattern in (f"{_MEMBER}*", f"{_PREVIOUS_STAGE}*"):
+        for pattern in (UNCERTAINTY_FOLDER, f"{_MEMBER}*", f"{_PREVIOUS_STAGE}*"):
             for folder in output.glob(pattern):
                 shutil.rmtree(folder)
 
@@ -194,12 +234,12 @@ def _predict_one(
     device: Any,
     probabilities: bool,
 ) -> list[FailedCase]:
-    model = project.model_folder(request.strategy, configuration)
-    predictor = load_predictor(model, request.folds, device, request.mirroring, request.checkpoint)
+    predictor = _predictor(project, request, configuration, device)
     previous_stage, failed_before = None, []
     if (stage := predictor.configuration_manager.previous_stage_name) is not None:
         previous_stage = output / f"{_PREVIOUS_STAGE}{stage}"
-        failed_before = _predict_one(project, request, stage, cases, previous_stage, device, False)
+        plain = replace(request, refine=None, uncertainty=False)
+        failed_before = _predict_one(project, plain, stage, cases, previous_stage, device, False)
     failed = predict_cases(
         predictor,
         [case for case in cases if case.identifier not in {f.case for f in failed_before}],
@@ -207,13 +247,51 @@ def _predict_one(
         save_probabilities=probabilities,
         previous_stage=previous_stage,
         skip_existing=True,
-        disagreement=request.uncertainty,
+        uncertainty=_measure(request, predictor) if request.uncertainty else None,
         progress=lambda done, total, case: project.reporter.progress(f"predict {configuration}", done, total),
     )
+    if request.refine is not None and predictor.seen_voxels:
+        project.reporter.info(f"{configuration}: {predictor.share:.1%} of the windows' voxels were refined")
     # what nnU-Net's ensembling and postprocessing read beside predictions
     write_json(output / DATASET_JSON, predictor.dataset_json)
     write_json(output / "plans.json", predictor.plans_manager.plans)
     return failed_before + failed
+
+
+def _predictor(project: Project, request: PredictionRequest, configuration: str, device: Any) -> Any:
+    model = project.model_folder(request.trainer, configuration)
+    if request.refine is None:
+        return load_predictor(model, request.folds, device, request.mirroring, request.checkpoint)
+    return load_refining_predictor(model, request.folds, device, request.mirroring, request.checkpoint, request.refine)
+
+
+def _measure(request: PredictionRequest, predictor: Any) -> Measure:
+    return disagreement if request.refine is None else entropy(predictor.label_manager.has_regions)
+
+
+def _predict_partly_refined(
+    project: Project, request: PredictionRequest, cases: Sequence[Case], output: Path, device: Any
+) -> list[FailedCase]:
+    """Predict with and without the refiner, and take the chosen structures from the refined segmentation."""
+    (configuration,) = request.configurations
+    dataset_json = read_json_object(project.model_folder(REFINE, configuration) / DATASET_JSON)
+    ending = dataset_json["file_ending"]
+    missing, failed = [case for case in cases if not is_exported(output, case.identifier, ending, False)], []
+    folders = [output / f"{_MEMBER}{name}" for name in ("plain", "refined")]
+    for folder, refine in zip(folders, (None, request.refine), strict=True) if missing else ():
+        failed += _predict_one(project, replace(request, refine=refine), configuration, missing, folder, device, False)
+        missing = [case for case in missing if case.identifier not in {f.case for f in failed}]
+    values = [dataset_json["labels"][name] for name in request.refined_structures]
+    for case in missing:
+        name = f"{case.identifier}{ending}"
+        with partial_folder(output) as partial, full_disk_named(output / name):
+            merge_files_of_labels(*(folder / name for folder in folders), values, partial / name)
+            publish(partial / name, output)
+    for name in (DATASET_JSON, "plans.json") if missing else ():
+        write_json(output / name, read_json_object(folders[0] / name))
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+    return failed
 
 
 def _predict_ensemble(
@@ -223,7 +301,7 @@ def _predict_ensemble(
     from nnunetv2.ensembling.ensemble import merge_files
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    model = project.model_folder(request.strategy, request.configurations[0])
+    model = project.model_folder(request.trainer, request.configurations[0])
     plans, dataset_json = read_json_object(model / "plans.json"), read_json_object(model / DATASET_JSON)
     ending = dataset_json["file_ending"]
     missing = [case for case in cases if not is_exported(output, case.identifier, ending, False)]

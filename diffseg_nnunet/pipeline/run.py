@@ -9,10 +9,12 @@ from typing import Any
 
 from diffseg_nnunet.evaluation.folders import Evaluation
 from diffseg_nnunet.inference.predictor import FailedCase
-from diffseg_nnunet.pipeline import planning, prediction, preprocessing, selection, stages
+from diffseg_nnunet.inference.refining import RefineOptions
+from diffseg_nnunet.pipeline import planning, prediction, preprocessing, refining, selection, stages
 from diffseg_nnunet.pipeline.evaluating import evaluate_validation
 from diffseg_nnunet.pipeline.planning import PlanRequest
 from diffseg_nnunet.pipeline.project import Project
+from diffseg_nnunet.pipeline.refiner_selection import RefinerSelection, select_refiner
 from diffseg_nnunet.pipeline.splits import check_fold
 from diffseg_nnunet.pipeline.stages import Fold
 from diffseg_nnunet.pipeline.verifying import verify
@@ -23,6 +25,16 @@ TEST_PREDICTIONS = "predictions_imagesTs"
 _KEPT_SETTINGS = (
     *("iterations", "seed", "optimizer", "initial_lr", "precision"),
     *("pool", "balance", "accumulate", "augment", "probe"),
+)
+_KEPT_REFINING = (
+    "iterations",
+    "seed",
+    "initial_lr",
+    "precision",
+    "segmentor",
+    "segmentor_weight",
+    "binary",
+    "diffusion",
 )
 
 
@@ -36,8 +48,9 @@ class RunRequest:
         strategy: "finetune" (default), or another of `diffseg train`.
         pretrain_on: "fold" (default; each fold's own training cases: validation cases stay unseen) or "all" (once, all
             cases).
+        refine: train a refiner on each fold, and use it for the structures it improves (default: no).
         plan: fields of PlanRequest that were given.
-        pretraining, training: fields of the stages' settings that were given.
+        pretraining, training, refining: fields of the stages' settings that were given.
         device: "auto", "cpu" or "cuda".
         predict_test: segment imagesTs with the result.
     """
@@ -46,9 +59,11 @@ class RunRequest:
     folds: tuple[Fold, ...] | None = None
     strategy: str | None = None
     pretrain_on: str | None = None
+    refine: bool | None = None
     plan: Mapping[str, Any] = field(default_factory=dict)
     pretraining: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
+    refining: Mapping[str, Any] = field(default_factory=dict)
     device: str = "auto"
     predict_test: bool = True
 
@@ -60,8 +75,10 @@ class RunRequest:
             folds=self.folds or tuple(last.get("folds") or (0,)),
             strategy=self.strategy or last.get("strategy") or "finetune",
             pretrain_on=self.pretrain_on or last.get("pretrain_on") or "fold",
+            refine=last.get("refine", False) if self.refine is None else self.refine,
             pretraining={**last.get("pretraining", {}), **self.pretraining},
             training={**last.get("training", {}), **self.training},
+            refining={**last.get("refining", {}), **self.refining},
         )
 
     def kept(self) -> dict[str, Any]:
@@ -72,16 +89,20 @@ class RunRequest:
             "strategy": self.strategy,
             "pretrain_on": self.pretrain_on,
             "pretraining": dict(self.pretraining),
+            "refine": self.refine,
             "training": dict(self.training),
+            "refining": dict(self.refining),
         }
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """Scores of the validation cases by (configuration, fold), and test cases that were set aside."""
+    """Scores of the validation cases by (configuration, fold), what was selected, by configuration what the refiner is
+    used for, and test cases that were set aside."""
 
     evaluations: dict[tuple[str, Fold], Evaluation]
     selection: selection.Selection | None
+    refiners: dict[str, RefinerSelection]
     failed: list[FailedCase]
 
 
@@ -104,15 +125,17 @@ def run(project: Project, request: RunRequest) -> RunResult:
         for configuration in configurations:
             _pretrain(project, request, configuration, "all")
         project.reporter.info(f"{project.name} has no labels: it is pretrained, and there is nothing to train")
-        return RunResult({}, None, [])
+        return RunResult({}, None, {}, [])
     for fold in request.folds:
         check_fold(project, configurations[0], fold)
     evaluations = {}
     for configuration in configurations:
         for fold in request.folds:
             evaluations[configuration, fold] = _train_fold(project, request, configuration, fold, len(configurations))
+    refiners = _refine(project, request, configurations)
     selected = _select(project, request, configurations)
-    return RunResult(evaluations, selected, _predict_test(project, request, configurations, selected))
+    failed = _predict_test(project, request, configurations, selected, refiners)
+    return RunResult(evaluations, selected, refiners, failed)
 
 
 def _plan_request(project: Project, request: RunRequest) -> PlanRequest:
@@ -159,6 +182,19 @@ def _kept(project: Project, stage: str, wanted: Mapping[str, Any]) -> dict[str, 
     return {**kept, **wanted}
 
 
+def _refine(project: Project, request: RunRequest, configurations: tuple[str, ...]) -> dict[str, RefinerSelection]:
+    """Refine every fold, and choose by its validation cases what of it is used; nothing for a model of all cases."""
+    if not request.refine or "all" in request.folds:
+        return {}
+    for configuration in configurations:
+        for fold in request.folds:
+            stored = project.manifest.stage(f"{refining.REFINE}/{configuration}/fold_{fold}").get("settings", {})
+            kept = {name: stored[name] for name in _KEPT_REFINING if name in stored} | dict(request.refining)
+            width = stored.get("asked_width")
+            refining.refine(project, configuration, fold, request.device, request.strategy, width=width, **kept)
+    return {name: select_refiner(project, name, request.folds, request.strategy) for name in configurations}
+
+
 def _select(project: Project, request: RunRequest, configurations: tuple[str, ...]) -> selection.Selection | None:
     """None for a model of all cases: it has no validation cases of its own to choose by."""
     if "all" in request.folds:
@@ -171,14 +207,24 @@ def _predict_test(
     request: RunRequest,
     configurations: tuple[str, ...],
     selected: selection.Selection | None,
+    refiners: Mapping[str, RefinerSelection],
 ) -> list[FailedCase]:
     source = project.raw().folder / "imagesTs"
     if not (request.predict_test and project.raw().test_cases()):
         return []
+    configurations = selected.configurations if selected else configurations
+    structures: tuple[str, ...] = ()
+    complete = False
+    if refiners and len(configurations) == 1:
+        structures, complete = refiners[configurations[0]].structures, refiners[configurations[0]].complete
+    elif refiners:
+        project.reporter.warn("the refiners are not used: they were compared with single configurations, not ensembles")
     wanted = prediction.PredictionRequest(
-        configurations=selected.configurations if selected else configurations,
+        configurations=configurations,
         folds=request.folds,
         strategy=request.strategy,
         postprocessing=selected.postprocessing if selected else None,
+        refine=RefineOptions() if structures else None,
+        refined_structures=structures if structures and not complete else None,
     )
     return prediction.predict(project, wanted, source, project.results / TEST_PREDICTIONS, request.device)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from diffseg_nnunet import registry
 from diffseg_nnunet.atomic import remove_leftovers
@@ -48,13 +48,13 @@ def pretrain(
     planned = stage_plan(plans, configuration, "pretraining")
     require_preprocessed(project, configuration)
     chosen = PretrainingSettings.from_plan(diffseg_section(plans), **settings)
-    cases = _cases(project, configuration, fold)
-    inputs = _inputs(project, configuration, cases, chosen)
+    cases = fold_cases(project, configuration, fold)
+    inputs = stage_inputs(project, configuration, cases, chosen)
     folder = project.model_folder("pretrain", configuration) / f"fold_{fold}"
     stage = f"pretrain/{configuration}/fold_{fold}"
     section = {name: diffseg_section(plans)[name] for name in PLANNED_SETTINGS}
     noted = {**chosen.to_json(), "planned": section}
-    return _run(Job(project, "pretrain", stage, folder, inputs, planned, chosen, noted, device), resume)
+    return run_job(Job(project, "pretrain", stage, folder, inputs, planned, chosen, noted, device), resume)
 
 
 def train(
@@ -93,12 +93,12 @@ def train(
             f"{project.name} has no labels: there is nothing to train.",
             f"Pretrain on it with `diffseg pretrain {project.id}`, or add labels.",
         )
-    cases = _cases(project, configuration, fold)
+    cases = fold_cases(project, configuration, fold)
     settings_type = registry.load("trainers", strategy).settings_type
     if "probe" in settings and not issubclass(settings_type, ProbingSettings):
         raise BadInputError(f"--probe-time-steps does not go with --strategy {strategy}.", "Leave one of them out.")
     chosen = settings_type(**settings)
-    inputs = _inputs(project, configuration, cases, chosen) | {"strategy": strategy}
+    inputs = stage_inputs(project, configuration, cases, chosen) | {"strategy": strategy}
     weights = None
     if strategy != "scratch":
         source = pretrained or find_pretrained(project, configuration, fold)
@@ -110,10 +110,10 @@ def train(
     stage = f"train/{strategy}/{configuration}/fold_{fold}"
     noted = chosen.to_json()
     job = Job(project, strategy, stage, folder, inputs, planned, chosen, noted, device, weights, save_probabilities)
-    return _run(job, resume)
+    return run_job(job, resume)
 
 
-def _cases(project: Project, configuration: str, fold: Fold) -> dict[str, list[str]]:
+def fold_cases(project: Project, configuration: str, fold: Fold) -> dict[str, list[str]]:
     """Training and validation cases of a fold."""
     labelled = list(project.labelled_preprocessed(configuration))
     if fold == "all" or not labelled:
@@ -124,7 +124,7 @@ def _cases(project: Project, configuration: str, fold: Fold) -> dict[str, list[s
     return ensure_splits(project, configuration)[int(fold)]
 
 
-def _inputs(project: Project, configuration: str, cases: dict, settings: TrainingSettings) -> dict[str, Any]:
+def stage_inputs(project: Project, configuration: str, cases: dict, settings: TrainingSettings) -> dict[str, Any]:
     """What a training depends on: data, plan, cases, settings; not the device, nor the number of workers."""
     plans = project.plans()
     section = {k: v for k, v in diffseg_section(plans).items() if k in ("mirroring", "diffusion", "coordinates")}
@@ -155,9 +155,12 @@ class Job:
         planned: the plan's patch, batch and memory.
         settings: of the trainer.
         noted: the settings as the manifest keeps them.
-        weights: pretrained ones to start from.
+        weights: of a checkpoint, to start from.
         save_probabilities: of the validation cases.
+        origin: what the manifest calls the weights.
     """
+
+    origin: ClassVar[str] = "pretrained"
 
     project: Project
     trainer: str
@@ -186,12 +189,20 @@ class Job:
         """By nnU-Net's name of a model folder."""
         return self.folder.parent.name.split("__")[2]
 
+    def check_weights(self) -> None:
+        """Raises BadInputError if the weights cannot be started from."""
+        refuse_misfit(self.project, self.trainer, self.configuration, self.settings, self.weights, self.adapts)
+
+    def start(self, trainer: Any) -> None:
+        """Give an initialised trainer the weights."""
+        start(self.project, self.configuration, trainer, self.weights, self.adapts)
+
     def is_finished(self) -> bool:
         complete = not self.save_probabilities or any((self.folder / "validation").glob("*.npz"))
         return self.final.is_file() and complete and self.project.manifest.is_finished(self.stage, self.inputs)
 
 
-def _run(job: Job, resume: bool) -> Path:
+def run_job(job: Job, resume: bool) -> Path:
     """Run a job in this process, or in this one of several that train together: the first keeps the books."""
     project = job.project
     gib = predicted_gib(job.planned, processes.world_size())
@@ -210,7 +221,7 @@ def _run(job: Job, resume: bool) -> Path:
             processes.from_first(False)
             return job.final
         if job.weights is not None:
-            refuse_misfit(project, job.trainer, job.configuration, job.settings, job.weights, job.adapts)
+            job.check_weights()
         watched = gpu_memory_watched(gpu_of(job.device), gib, project.id, project.reporter.warn)
         discard = partial(_set_aside, project, job.folder)
         running = project.manifest.running(job.stage, job.inputs, job.noted, discard)
@@ -255,7 +266,7 @@ def _start_or_resume(job: Job, trainer: Any) -> str | None:
         trainer.load_checkpoint(str(job.folder / resume))
         reporter.info(f"going on from {resume} at epoch {trainer.current_epoch}/{trainer.num_epochs}")
     elif job.weights is not None:
-        start(job.project, job.configuration, trainer, job.weights, job.adapts)
+        job.start(trainer)
     return resume
 
 
@@ -274,5 +285,5 @@ def _outputs(job: Job, trainer: Any) -> dict[str, Any]:
     if (pool := getattr(trainer, "pool_record", None)) is not None:
         outputs["cases_seen"] = pool
     if job.weights is not None:
-        outputs["pretrained"] = str(job.weights)
+        outputs[job.origin] = str(job.weights)
     return outputs

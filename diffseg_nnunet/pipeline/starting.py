@@ -109,15 +109,21 @@ def start(project: Project, configuration: str, trainer: Any, source: Path, adap
         reporter.info(f"starting from {source} ({count} tensors)")
 
 
-def _warn_of_other_data(project: Project, configuration: str, checkpoint: Mapping[str, Any], weights: Path) -> None:
-    """A network pretrained at another spacing or normalisation fits in shape, and helps less."""
+def preprocessed_otherwise(project: Project, configuration: str, checkpoint: Mapping[str, Any]) -> list[str]:
+    """The entries of the plans by which a checkpoint's data were preprocessed otherwise than the project's; none where
+    it does not say."""
     theirs, ours = checkpoints.made_with(checkpoint).get("plans", {}), project.plans()
     then = theirs.get("configurations", {}).get(configuration)
     if then is None:
-        return
+        return []
     keys = ("spacing", "normalization_schemes", "use_mask_for_norm")
     differing = [key for key in keys if then.get(key) != ours["configurations"][configuration].get(key)]
     general = ("foreground_intensity_properties_per_channel", "transpose_forward")
-    differing += [key for key in general if theirs.get(key) != ours.get(key)]
+    return differing + [key for key in general if theirs.get(key) != ours.get(key)]
+
+
+def _warn_of_other_data(project: Project, configuration: str, checkpoint: Mapping[str, Any], weights: Path) -> None:
+    """A network pretrained at another spacing or normalisation fits in shape, and helps less."""
+    differing = preprocessed_otherwise(project, configuration, checkpoint)
     if differing:
         project.reporter.warn(f"{weights} was pretrained on data preprocessed otherwise: {', '.join(differing)} differ")

@@ -22,6 +22,7 @@ LOWER_PRECISION = frozenset(
         *(torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d),
         *(functional.conv_transpose1d, functional.conv_transpose2d, functional.conv_transpose3d),
         *(functional.linear, torch.matmul, torch.bmm, torch.mm, torch.addmm, Tensor.matmul, Tensor.__matmul__),
+        *(torch.einsum, functional.scaled_dot_product_attention),
     }
 )
 FLOAT32 = frozenset(

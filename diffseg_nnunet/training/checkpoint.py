@@ -32,6 +32,17 @@ def save(path: Path | str, checkpoint: dict[str, Any]) -> None:
     write_file(path, lambda temporary: torch.save(checkpoint, temporary))
 
 
+def on_cpu(value: Any) -> Any:
+    """The same, with all tensors detached and on the CPU."""
+    if isinstance(value, Tensor):
+        return value.detach().cpu()
+    if isinstance(value, dict):
+        return {key: on_cpu(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(on_cpu(entry) for entry in value)
+    return value
+
+
 def load_safely(path: Path | str) -> dict[str, Any]:
     """Read a checkpoint of tensors, plain values and numpy's numbers onto the CPU; nothing in it is executed.
 
@@ -73,17 +84,20 @@ def made_with(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
     return checkpoint if "plans" in checkpoint else checkpoint.get("init_args") or {}
 
 
-def differences(network: Mapping[str, Tensor], checkpoint: Mapping[str, Tensor]) -> list[str]:
-    """What keeps `checkpoint` from initialising `network`, output layers aside; one line a tensor."""
+def differences(
+    network: Mapping[str, Tensor], checkpoint: Mapping[str, Tensor], with_outputs: bool = False
+) -> list[str]:
+    """What keeps `checkpoint` from initialising `network`, output layers aside unless said otherwise; one line a
+    tensor."""
     lines = []
     for key, tensor in network.items():
-        if SEGMENTATION_LAYERS in key:
+        if SEGMENTATION_LAYERS in key and not with_outputs:
             continue
         if key not in checkpoint:
             lines.append(f"{key}: missing in the checkpoint")
         elif checkpoint[key].shape != tensor.shape:
             lines.append(f"{key}: {tuple(checkpoint[key].shape)} in the checkpoint, {tuple(tensor.shape)} in the plan")
-    extra = [key for key in checkpoint if key not in network and SEGMENTATION_LAYERS not in key]
+    extra = [key for key in checkpoint if key not in network and (with_outputs or SEGMENTATION_LAYERS not in key)]
     return lines + [f"{key}: not in the plan's network" for key in extra]
 
 
@@ -103,15 +117,17 @@ def initialise(network: torch.nn.Module, weights: Mapping[str, Tensor], source: 
     return len(taken)
 
 
-def require_same_network(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], source: str) -> None:
-    """Raises BadInputError if keys or shapes differ, output layers aside; the message lists them.
+def require_same_network(
+    own: Mapping[str, Tensor], weights: Mapping[str, Tensor], source: str, with_outputs: bool = False
+) -> None:
+    """Raises BadInputError if keys or shapes differ, output layers aside unless said otherwise; the message lists them.
 
     Args:
         own: the planned network's weights.
         weights: the checkpoint's.
         source: the checkpoint's name for the message.
     """
-    lines = differences(own, weights)
+    lines = differences(own, weights, with_outputs)
     if lines:
         listed = "\n  ".join(lines[:_MAX_LISTED])
         more = f"\n  … and {len(lines) - _MAX_LISTED} more" if len(lines) > _MAX_LISTED else ""

@@ -26,6 +26,12 @@ def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContext
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
 
 
+def float_format(device: torch.device) -> torch.dtype | None:
+    """What diffusion is computed in: bfloat16 on GPUs that have it, else float32, which is None."""
+    cuda = device.type == "cuda"
+    return torch.bfloat16 if cuda and torch.cuda.is_bf16_supported(including_emulation=False) else None
+
+
 @torch.no_grad()
 def relative_difference(network: nn.Module, sample: Tensor, dtype: torch.dtype) -> float:
     """Root mean square of output(dtype) - output(float32), over the standard deviation of output(float32).

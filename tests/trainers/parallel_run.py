@@ -14,7 +14,7 @@ from diffseg_nnunet import trainers
 from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.planning.section import diffseg_section
 from diffseg_nnunet.training import processes
-from diffseg_nnunet.training.settings import PretrainingSettings, TrainingSettings
+from diffseg_nnunet.training.settings import PretrainingSettings
 from diffseg_nnunet.workspace import Workspace
 
 CONFIGURATION = "3d_fullres"
@@ -31,7 +31,7 @@ def build(workspace: Workspace, dataset: int, trainer_name: str, settings: dict[
     if trainer_class is trainers.DiffSegPretrainer:
         trainer.apply(PretrainingSettings.from_plan(diffseg_section(plans), **settings))
     else:
-        trainer.apply(TrainingSettings(**settings))
+        trainer.apply(trainer_class.settings_type(**settings))
     return trainer
 
 
@@ -59,7 +59,8 @@ def main(task_file: str) -> None:
             start = trainer.current_epoch
             trainer.run_training()
             report = {"start": start, "losses": losses_of(trainer), "batch_size": trainer.batch_size}
-            weights = torch.cat([p.detach().flatten() for p in trainer.network.parameters()]).numpy()
+            modules = [trainer.network, *([trainer.refiner] if hasattr(trainer, "refiner") else [])]
+            weights = torch.cat([p.detach().flatten() for module in modules for p in module.parameters()]).numpy()
             prefix = Path(task["results"]) / f"{name}_{processes.rank()}"
             np.save(prefix.with_suffix(".npy"), weights)
             prefix.with_suffix(".json").write_text(json.dumps(report))

@@ -1,0 +1,201 @@
+"""Prediction with a refiner: nnU-Net's sliding window, whose windows are refined before they are put together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from torch import Tensor, nn
+
+from diffseg_nnunet import registry
+from diffseg_nnunet.diffusion.bernoulli import BernoulliDiffusion
+from diffseg_nnunet.errors import BadInputError
+from diffseg_nnunet.raw_dataset import DATASET_JSON, read_json_object
+from diffseg_nnunet.refinement.logits import refined_logits
+from diffseg_nnunet.refinement.network import Refiner, RefinerArchitecture
+from diffseg_nnunet.refinement.sampling import BernoulliSampler, refine, uncertain_voxels
+from diffseg_nnunet.training import checkpoint as checkpoints
+from diffseg_nnunet.training.precision import float_format
+from diffseg_nnunet.training.refining import RefinementSettings
+from diffseg_nnunet.training.seeding import derived_seed
+
+
+@dataclass(frozen=True)
+class RefineOptions:
+    """How windows are refined.
+
+    Attributes:
+        steps: of the reverse process; None: as many as it was trained with.
+        samples: masks drawn and averaged.
+        sampler: "ddim" or "ancestral".
+        threshold_bits: voxels whose prior has no more entropy than this are left as they are; None: all are refined.
+        seed: of the draws, which are the same for every case.
+    """
+
+    steps: int | None = None
+    samples: int = 1
+    sampler: BernoulliSampler = "ddim"
+    threshold_bits: float | None = None
+    seed: int = 0
+
+
+class RefiningSegmentor(nn.Module):
+    """A segmentor with its refiner: their weights as one state dict, the segmentor's outputs as they are."""
+
+    def __init__(self, segmentor: nn.Module, refiner: Refiner):
+        super().__init__()
+        self.segmentor, self.refiner = segmentor, refiner
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.segmentor(image)
+
+    def features(self, image: Tensor) -> list[Tensor]:
+        """The segmentor's feature maps, as the refiner wants them."""
+        return list(self.segmentor.encoder(image)[-len(self.refiner.architecture.pyramid_channels) :])
+
+
+class RefiningPredictor(nnUNetPredictor):
+    """nnU-Net's predictor of a :class:`RefiningSegmentor`.
+
+    The prior of a window is the mean over its mirrored copies, as nnU-Net makes it; it is refined once, with the
+    features of the window itself. Weighting, folds and export stay nnU-Net's.
+
+    Args:
+        diffusion: the process the refiner was trained with.
+        options: how windows are refined.
+        regions: whether outputs are regions, which may overlap.
+
+    Attributes:
+        refined_voxels, seen_voxels: of the windows since :meth:`reset_share`.
+    """
+
+    def __init__(self, diffusion: BernoulliDiffusion, options: RefineOptions, regions: bool, **of_nnunet: Any):
+        super().__init__(**of_nnunet)
+        self.diffusion, self.options, self.exclusive = diffusion, options, not regions
+        self._steps = options.steps or diffusion.settings.timesteps
+        self._generator = torch.Generator(device=self.device)
+        self.reset_share()
+
+    def reset_share(self) -> None:
+        self.refined_voxels = self.seen_voxels = 0
+
+    @property
+    def share(self) -> float:
+        """Part of the windows' voxels that were refined."""
+        return self.refined_voxels / max(1, self.seen_voxels)
+
+    def _internal_predict_sliding_window_return_logits(self, *args: Any, **kwargs: Any) -> Tensor:
+        # here, since nnU-Net begins a case anew on the CPU where the GPU's memory runs out
+        self._generator.manual_seed(derived_seed(self.options.seed))
+        return super()._internal_predict_sliding_window_return_logits(*args, **kwargs)
+
+    @torch.inference_mode()
+    def _internal_maybe_mirror_and_predict(self, x: Tensor) -> Tensor:
+        logits = super()._internal_maybe_mirror_and_predict(x)
+        prior = logits.float().softmax(1) if self.exclusive else logits.float().sigmoid()
+        where = uncertain_voxels(prior, self.exclusive, self.options.threshold_bits)
+        self.seen_voxels += where.numel()
+        if not where.any():
+            return logits
+        self.refined_voxels += int(where.sum())
+        network, options = self.network, self.options
+        dtype = float_format(self.device)
+        # as it was trained, not in the half precision that nnU-Net predicts in
+        with torch.autocast(self.device.type, dtype or torch.bfloat16, enabled=dtype is not None):
+            features = network.features(x)
+            refined = refine(
+                prior,
+                features,
+                x,
+                network.refiner,
+                self.diffusion,
+                self._steps,
+                options.samples,
+                self._generator,
+                sampler=options.sampler,
+                exclusive=self.exclusive,
+                threshold_bits=options.threshold_bits,
+            )
+        margin = self.diffusion.settings.prior_margin
+        return refined_logits(logits, prior, refined.probability, margin, self.exclusive, where)
+
+
+def load_refining_predictor(
+    model_folder: Path,
+    folds: Sequence[int | str],
+    device: torch.device,
+    mirroring: bool,
+    checkpoint: str,
+    options: RefineOptions,
+) -> RefiningPredictor:
+    """A predictor with the refined folds of a model folder; nothing in their checkpoints is executed.
+
+    Raises:
+        BadInputError: a checkpoint is none of a refiner, the folds' refiners differ in kind, or more steps are asked
+            for than they were trained with.
+    """
+    contents = [_read(model_folder / f"fold_{fold}" / checkpoint) for fold in folds]
+    kinds = [(content["refiner_architecture"], content["settings"]["diffusion"]) for content in contents]
+    if any(kind != kinds[0] for kind in kinds):
+        raise BadInputError(
+            f"The refiners of the folds {', '.join(map(str, folds))} in {model_folder} differ in size or time steps.",
+            "Refine all of them with the same options, or predict with one fold.",
+        )
+    settings = RefinementSettings(**contents[0]["settings"])
+    _check_steps(options, settings)
+    plans = PlansManager(read_json_object(model_folder / "plans.json"))
+    dataset_json = read_json_object(model_folder / DATASET_JSON)
+    configuration = contents[0]["init_args"]["configuration"]
+    segmentor = registry.load("trainers", "refine").planned_segmentor(plans.plans, configuration, dataset_json)
+    refiner = Refiner(RefinerArchitecture(**kinds[0][0]), settings.diffusion.prior_margin)
+    predictor = RefiningPredictor(
+        BernoulliDiffusion(settings.diffusion),
+        options,
+        plans.get_label_manager(dataset_json).has_regions,
+        use_mirroring=mirroring,
+        device=device,
+        allow_tqdm=False,
+    )
+    predictor.manual_initialization(
+        RefiningSegmentor(segmentor, refiner),
+        plans,
+        plans.get_configuration(configuration),
+        [_weights(content) for content in contents],
+        dataset_json,
+        contents[0]["trainer_name"],
+        contents[0]["inference_allowed_mirroring_axes"],
+    )
+    return predictor
+
+
+def segmentor_record(path: Path) -> dict[str, str]:
+    """Of a refiner's checkpoint: "strategy", "sha256" and "checkpoint" of the segmentor it started from."""
+    return _read(path)["segmentor"]
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    content = checkpoints.load_safely(path)
+    missing = [
+        key for key in ("refiner_weights", "refiner_architecture", "segmentor", "settings") if key not in content
+    ]
+    if missing:
+        raise BadInputError(f"{path} is no refiner: it has no {', '.join(missing)}.", "Run `diffseg refine`.")
+    return content
+
+
+def _weights(content: Mapping[str, Any]) -> dict[str, Tensor]:
+    parts = {"segmentor": content["network_weights"], "refiner": content["refiner_weights"]}
+    return {f"{part}.{key}": tensor for part, weights in parts.items() for key, tensor in weights.items()}
+
+
+def _check_steps(options: RefineOptions, settings: RefinementSettings) -> None:
+    most = settings.diffusion.timesteps
+    if options.steps is not None and not 1 <= options.steps <= most:
+        raise BadInputError(
+            f"--steps {options.steps} cannot be: the refiner was trained with {most}.", f"Give --steps 1 to {most}."
+        )

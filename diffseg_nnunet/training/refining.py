@@ -1,0 +1,144 @@
+"""What the training of a refiner is: its settings, and the two half-steps of one batch (arXiv 2407.03548)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor, nn
+
+from diffseg_nnunet.diffusion.bernoulli import BernoulliDiffusion, BernoulliSettings
+from diffseg_nnunet.refinement.losses import SEGMENTOR_WEIGHT, refiner_loss, segmentor_loss
+from diffseg_nnunet.refinement.masks import masks_of
+from diffseg_nnunet.refinement.network import Refiner
+from diffseg_nnunet.refinement.sizing import WIDTHS
+from diffseg_nnunet.training.settings import OptimizerName, TrainingSettings
+
+SegmentorMode = Literal["frozen", "alternate"]
+SEGMENTOR_MODES = get_args(SegmentorMode)
+
+
+@dataclass(frozen=True)
+class RefinementSettings(TrainingSettings):
+    """Settings of a refiner's training. Tags as in the methods' specification.
+
+    Attributes:
+        iterations: 40,000 [code].
+        initial_lr: of the refiner [default; the code's 1e-4 is for a network four times as wide].
+        segmentor: "frozen" keeps it bit for bit; "alternate" trains it in turn with the refiner.
+        segmentor_lr: initial rate of the segmentor where it learns [code].
+        segmentor_weight: of the diffusion loss beside the segmentor's own [default].
+        weight_decay: of both [code].
+        ema_decay: final decay of the refiner's moving average, which is what refines [default; 0.9999 in the code].
+        gradient_clip: largest norm of a half-step's gradient [default].
+        binary: 1-bit weights and activations.
+        width: channels of the refiner's first stage.
+        batch_size: patches; None: the plan's.
+        skip_limit: iterations in a row that may be skipped because a gradient is not finite.
+        diffusion: the process; its T is also the number of steps that validation refines in.
+    """
+
+    iterations: int = 40_000
+    optimizer: OptimizerName = "adamw"
+    initial_lr: float | None = 1e-3
+    segmentor: SegmentorMode = "frozen"
+    segmentor_lr: float = 1e-4
+    segmentor_weight: float = SEGMENTOR_WEIGHT
+    weight_decay: float = 0.0
+    ema_decay: float = 0.999
+    gradient_clip: float = 1.0
+    binary: bool = False
+    width: int = WIDTHS[0]
+    batch_size: int | None = None
+    skip_limit: int = 10
+    diffusion: BernoulliSettings = field(default_factory=BernoulliSettings)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.diffusion, Mapping):  # from JSON
+            object.__setattr__(self, "diffusion", BernoulliSettings(**self.diffusion))
+        if self.segmentor not in SEGMENTOR_MODES:
+            raise ValueError(f"segmentor {self.segmentor} is none of {', '.join(SEGMENTOR_MODES)}")
+        if self.optimizer != "adamw":
+            raise ValueError(f"refiners are trained with adamw, not {self.optimizer}")
+
+
+class Said(NamedTuple):
+    """What the segmentor says of a batch: outputs as its loss wants them, probabilities, features fine to coarse."""
+
+    outputs: Tensor | list[Tensor]
+    prior: Tensor
+    features: list[Tensor]
+
+
+@dataclass(frozen=True)
+class Targets:
+    """How nnU-Net's targets tell the masks that are diffused.
+
+    Attributes:
+        classes: of the segmentor's outputs.
+        regions: whether they are regions, one mask each, which may overlap; else labels, 0 the background.
+        ignore: whether there is an ignore label: the highest value, or with regions the last channel.
+    """
+
+    classes: int
+    regions: bool
+    ignore: bool
+
+    def masks(self, target: Tensor | list[Tensor]) -> tuple[Tensor, Tensor | None]:
+        """The masks, float32 (B, K, ...), and the voxels that count, bool (B, 1, ...) or None for all."""
+        finest = target[0] if isinstance(target, (list, tuple)) else target
+        if self.regions:
+            return finest[:, : self.classes].float(), ~finest[:, -1:].bool() if self.ignore else None
+        labels = finest.long()
+        return masks_of(labels, range(self.classes)), labels < self.classes if self.ignore else None
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """float32, of the same shape."""
+        return logits.float().sigmoid() if self.regions else logits.float().softmax(1)
+
+
+class Collaboration:
+    """A segmentor and its refiner, and what each of them learns from a batch.
+
+    Args:
+        segmentor: a U-Net with ``encoder`` and ``decoder``, as nnU-Net plans them.
+        refiner: of the same grids; itself, not a wrapper around it.
+        diffusion: the process.
+        targets: how targets are read.
+    """
+
+    def __init__(self, segmentor: nn.Module, refiner: Refiner, diffusion: BernoulliDiffusion, targets: Targets):
+        self.segmentor, self.refiner, self.diffusion, self.targets = segmentor, refiner, diffusion, targets
+
+    def says(self, image: Tensor) -> Said:
+        """What the segmentor says of an image (B, C, ...); one pass."""
+        skips = self.segmentor.encoder(image)
+        outputs = self.segmentor.decoder(skips)
+        finest = outputs[0] if isinstance(outputs, (list, tuple)) else outputs
+        maps = len(self.refiner.architecture.pyramid_channels)
+        return Said(outputs, self.targets.probabilities(finest), list(skips[-maps:]))
+
+    def refiner_loss(
+        self, said: Said, image: Tensor, target: Tensor | list[Tensor], generator: torch.Generator
+    ) -> Tensor:
+        """First half-step, in bits, of what the segmentor has said; gradients for the refiner alone."""
+        clean, valid = self.targets.masks(target)
+        return refiner_loss(self.refiner, self.diffusion, clean, said.prior, said.features, image, generator, valid)
+
+    def segmentor_loss(
+        self,
+        image: Tensor,
+        target: Tensor | list[Tensor],
+        generator: torch.Generator,
+        own_loss: Callable[[Any, Any], Tensor],
+        weight: float,
+    ) -> Tensor:
+        """Second half-step: the segmentor's own loss plus ``weight`` · the diffusion loss through prior and features;
+        gradients for the segmentor alone."""
+        said = self.says(image)
+        clean, valid = self.targets.masks(target)
+        return own_loss(said.outputs, target) + segmentor_loss(
+            self.refiner, self.diffusion, clean, said.prior, said.features, image, generator, valid, weight
+        )

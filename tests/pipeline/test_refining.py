@@ -1,0 +1,158 @@
+"""``diffseg refine`` and ``predict --refine`` by real commands: sized, finished once, refused with a way out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+
+from diffseg_nnunet.training.checkpoint import file_digest, load_safely
+
+if TYPE_CHECKING:
+    from tests.pipeline.conftest import TinyProject
+
+pytestmark = pytest.mark.pipeline
+
+LABELS = ("lungs", "left_kidney", "right_kidney")
+QUICK = ("--iterations", 6, "--steps", 2, "--width", 8, "--seed", 7)
+REFINER = "DiffSegRefinerTrainer"
+
+
+@pytest.fixture(scope="module")
+def refined(trained: TinyProject, tmp_path_factory: pytest.TempPathFactory) -> TinyProject:
+    """Fold 0, with a refiner. Not changed but by predictions elsewhere."""
+    project = trained.copy(tmp_path_factory.mktemp("refined"))
+    project.diffseg("refine", 1, *QUICK).ok()
+    return project
+
+
+def predicted(project: TinyProject, folder: Path, *options: Any) -> dict[str, np.ndarray]:
+    project.diffseg("predict", "-d", 1, "-i", project.test_images, "-o", folder, "--no-mirroring", *options).ok()
+    return {path.name: sitk.GetArrayFromImage(sitk.ReadImage(str(path))) for path in sorted(folder.glob("*.nii.gz"))}
+
+
+def test_a_fold_is_refined_once(refined: TinyProject) -> None:
+    folder = refined.model(REFINER) / "fold_0"
+    checkpoint = load_safely(folder / "checkpoint_final.pth")
+    segmentor = refined.trained() / "checkpoint_final.pth"
+    assert checkpoint["segmentor"] == {
+        "strategy": "finetune",
+        "sha256": file_digest(segmentor),
+        "checkpoint": "checkpoint_final.pth",
+    }
+    assert not (folder / "checkpoint_latest.pth").exists()
+    weights = load_safely(segmentor)["network_weights"]
+    assert all((checkpoint["network_weights"][key] == tensor).all() for key, tensor in weights.items())
+    stage = refined.stage("refine/3d_fullres/fold_0")
+    assert stage["status"] == "finished"
+    assert stage["settings"]["width"] == 8
+    assert len(list((folder / "validation").glob("*.nii.gz"))) == len(refined.splits()[0]["val"])
+    before = (folder / "checkpoint_final.pth").stat().st_mtime_ns
+    again = refined.diffseg("refine", 1, *QUICK).ok()
+    assert "refine/3d_fullres/fold_0: finished before, unchanged" in again.out
+    assert "mean DSC of the segmentor" in again.out
+    assert (folder / "checkpoint_final.pth").stat().st_mtime_ns == before
+
+
+def test_refined_predictions(refined: TinyProject, tmp_path: Path) -> None:
+    options = ("--refine", "--samples", 2)
+    run = refined.diffseg(
+        *("predict", "-d", 1, "-i", refined.test_images, "-o", tmp_path / "one", "--no-mirroring", "--uncertainty"),
+        *options,
+    ).ok()
+    assert "100.0% of the windows' voxels were refined" in run.out
+    one = predicted(refined, tmp_path / "one", "--uncertainty", *options)
+    same = predicted(refined, tmp_path / "two", *options)
+    assert len(one) == 2
+    assert all((one[name] == same[name]).all() for name in one)
+    for name, labels in one.items():
+        path = tmp_path / "one" / "uncertainty" / name
+        uncertainty, segmentation = (sitk.ReadImage(str(p)) for p in (path, tmp_path / "one" / name))
+        assert uncertainty.GetPixelID() == sitk.sitkFloat32
+        for geometry in ("GetSize", "GetSpacing", "GetOrigin", "GetDirection"):
+            assert getattr(uncertainty, geometry)() == getattr(segmentation, geometry)()
+        bits = sitk.GetArrayFromImage(uncertainty)
+        assert bits.shape == labels.shape
+        assert bits.min() >= 0
+        assert 0 < bits.max() <= np.log2(4)
+
+    # nothing is as uncertain as that, so nothing is refined
+    plain = predicted(refined, tmp_path / "plain")
+    untouched = predicted(refined, tmp_path / "untouched", "--refine", "--refine-threshold", 9)
+    assert all((plain[name] == untouched[name]).all() for name in plain)
+
+
+def test_the_run_uses_the_refiner_where_validation_speaks_for_it(refined: TinyProject, tmp_path: Path) -> None:
+    project = refined.copy(tmp_path)
+    run = ("run", 1, "--refine")
+    first = project.diffseg(*run).ok()
+    assert "refine/3d_fullres/fold_0: finished before, unchanged" in first.out
+    record = project.stage("select/refine/finetune/3d_fullres")
+    assert [each["structure"] for each in record["outputs"]["comparisons"][:-1]] == list(LABELS)
+    assert all(f"3d_fullres, {name}: DSC" in first.out for name in list(LABELS))
+
+    def predicted_with() -> dict[str, Any]:
+        folder = project.results / "predictions_imagesTs"
+        assert len(list(folder.glob("*.nii.gz"))) == 2
+        assert not list(folder.glob("member_*"))
+        return json.loads((folder / "diffseg_prediction.json").read_text())["model"]
+
+    kept = record["outputs"]["structures"]
+    assert predicted_with()["refined_structures"] == (kept or None)
+    # as if the validation cases had spoken for one structure
+    manifest_path = project.results / "diffseg_run.json"
+    manifest = project.manifest()
+    manifest["stages"]["select/refine/finetune/3d_fullres"]["outputs"]["structures"] = ["lungs"]
+    manifest_path.write_text(json.dumps(manifest))
+    project.diffseg("run", 1).ok()
+    assert predicted_with()["refined_structures"] == ["lungs"]
+    project.diffseg("run", 1, "--no-refine").ok()
+    assert predicted_with()["refine"] is None
+
+
+def test_what_does_not_go_together(refined: TinyProject, tmp_path: Path) -> None:
+    common = ("predict", "-d", 1, "-i", refined.test_images, "-o", tmp_path / "out")
+    cases = {
+        ("--samples", 2): "Add --refine",
+        ("--refine", "--steps", 3): "was trained with 2",
+        ("--refine", "-f", 1): "Run `diffseg refine` for fold 1 first",
+        ("--refine", "--strategy", "scratch"): "is of --strategy finetune",
+    }
+    for run, words in zip(
+        refined.diffseg.in_one_process([(*common, *options) for options in cases]), cases.values(), strict=True
+    ):
+        run.refused(words)
+
+
+def test_what_cannot_be_refined(project: TinyProject) -> None:
+    refine = ("refine", 1, *QUICK)
+    unfinished, no_stock_network = project.diffseg.in_one_process(
+        [(*refine, "-f", 1), (*refine, "--strategy", "linear")]
+    )
+    unfinished.refused("There is no trained model", "Run `diffseg train` for fold 1 first")
+    no_stock_network.refused("has a head of its own", "--strategy finetune, decoder or scratch")
+
+    plans_path = project.preprocessed / "DiffSegPlans.json"
+    plans = json.loads(plans_path.read_text())
+    plans["diffseg"]["memory"]["budget_gib"] = 0.5  # the CUDA context's alone
+    plans_path.write_text(json.dumps(plans))
+    project.diffseg(*refine).refused(
+        "does not fit 0.5 GiB: with 8 channels, a batch of 2 patches takes 0.5", "Plan with --gpu-memory 0.6 or more"
+    )
+
+    # a segmentor whose data were normalised otherwise fits in shape
+    plans["diffseg"]["memory"]["budget_gib"] = 1
+    plans_path.write_text(json.dumps(plans))
+    segmentor = project.trained() / "checkpoint_final.pth"
+    content = load_safely(segmentor)
+    content["init_args"]["plans"]["foreground_intensity_properties_per_channel"]["0"]["mean"] += 1
+    torch.save(content, segmentor)
+    project.diffseg(*refine).refused(
+        "is a segmentor of another plan: foreground_intensity_properties_per_channel differ", "`diffseg train 1`"
+    )
+    assert not (project.model(REFINER) / "fold_0").exists()

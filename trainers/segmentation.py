@@ -183,9 +183,13 @@ class DiffSegTrainer(DiffSegTrainerBase):
 
     def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
         training, validation = super().get_tr_and_val_datasets()
-        if self.annotations is not None:
-            training = SparselyAnnotatedDataset(training, self.annotations, self.label_manager)
-        return training, validation
+        return (training if self.annotations is None else self._annotated_cases), validation
+
+    @cached_property
+    def _annotated_cases(self) -> SparselyAnnotatedDataset:
+        """The training cases of a fold that is annotated in part; once, since their labels are read."""
+        training, _ = super().get_tr_and_val_datasets()
+        return SparselyAnnotatedDataset(training, self.annotations, self.label_manager)
 
     def _label_options(self) -> dict[str, Any]:
         """What nnU-Net's transforms must know of the labels."""

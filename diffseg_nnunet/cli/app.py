@@ -20,6 +20,7 @@ from diffseg_nnunet.cli import (
     doctor,
     evaluate,
     export,
+    labels,
     plan,
     predict,
     preprocess,
@@ -55,6 +56,7 @@ app.command()(plan.plan)
 app.command()(preprocess.preprocess)
 app.command()(pretrain.pretrain)
 app.command()(sample.sample)
+app.command()(labels.labels)
 app.command()(train.train)
 app.command()(predict.predict)
 app.command()(coordinates.coordinates)

@@ -1,4 +1,4 @@
-"""What networks had seen before they were fine-tuned: test cases among it are refused, other data make FLARE illegal."""
+"""What networks had seen before fine-tuning: test cases are refused, and other data are not FLARE-legal."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from diffseg_nnunet.raw_dataset import read_json_object
 from diffseg_nnunet.verification import CaseRecord, listed
 
 FLARE22 = "flare22"
-FLARE22_RULE = '"Participants are not allowed to use any additional data and pre-trained models" (flare22.grand-challenge.org/Rules)'
+FLARE22_RULE = (
+    'Its rules: "Participants are not allowed to use any additional data and pre-trained models" '
+    "(flare22.grand-challenge.org/Rules)."
+)
 _CONVERSION, _PSEUDO_LABELLED = "conversion.json", "pseudo_labelled"  # as the converters write them
 
 
@@ -63,14 +66,14 @@ def flare_legality(trained_on: Origin, seen: Mapping[str, Iterable[str]], origin
         return Legality(False, f"{trained_on.name} is not FLARE22's data{_known(trained_on)}.")
     if trained_on.pseudo_labelled:
         count = len(trained_on.pseudo_labelled)
-        return Legality(False, f"{count} training case(s) have labels that another's model made. {FLARE22_RULE}.")
+        return Legality(False, f"{count} training case(s) have labels that another's model made. {FLARE22_RULE}")
     foreign = [
         f"{name}{_known(origins.get(name))} ({len(list(cases))} case(s))"
         for name, cases in sorted(seen.items())
         if name not in origins or origins[name].converter != FLARE22
     ]
     if foreign:
-        return Legality(False, f"Pretraining saw data that are not FLARE22's: {listed(foreign)}. {FLARE22_RULE}.")
+        return Legality(False, f"Pretraining saw data that are not FLARE22's: {listed(foreign)}. {FLARE22_RULE}")
     if not seen:
         return Legality(True, "Trained on FLARE22's own labelled scans, and nothing was pretrained.")
     count = sum(len(list(cases)) for cases in seen.values())

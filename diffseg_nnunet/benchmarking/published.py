@@ -13,8 +13,9 @@ from diffseg_nnunet.evaluation.names import canonical_name
 from diffseg_nnunet.evaluation.protocols import BTCV_ORGANS, FLARE_TOLERANCES_MM, SYNAPSE_ORGANS
 
 FLARE_ORGANS = tuple(FLARE_TOLERANCES_MM)
-_MONAI_RULES = "scored on MONAI's resampled grid (1.5 x 1.5 x 2 mm), not on the scan's"
+_MONAI_GRID = "scored on MONAI's resampled grid (1.5 x 1.5 x 2 mm), not on the scan's"
 _MONAI_SSL = "Project-MONAI/tutorials self_supervised_pretraining/vit_unetr_ssl/README.md"
+_BLACKBEAN = "doi:10.1007/978-3-031-23911-3_16"
 _SWIN = "Project-MONAI/research-contributions SwinUNETR/BTCV/README.md"
 _REVISITED = "arXiv:2404.09556; MIC-DKFZ/nnUNet documentation/resenc_presets.md"
 
@@ -50,7 +51,7 @@ class PublishedFigure:
 
 def _unetr(labels: int, split: str | None, scratch: float, pretrained: float) -> tuple[PublishedFigure, ...]:
     return tuple(
-        PublishedFigure(dsc, f"UNETR, {how}", "btcv", split, "btcv", BTCV_ORGANS, labels, _MONAI_SSL, _MONAI_RULES)
+        PublishedFigure(dsc, f"UNETR, {how}", "btcv", split, "btcv", BTCV_ORGANS, labels, _MONAI_SSL, _MONAI_GRID)
         for dsc, how in ((scratch, "from scratch"), (pretrained, "pretrained on 771 CTs"))
     )
 
@@ -80,11 +81,9 @@ PUBLISHED = (
     *_unetr(12, None, 76.06, 79.55),
     *_unetr(24, "24/6", 78.91, 82.30),
     PublishedFigure(
-        82.25, "Swin UNETR base, pretrained on 5050 CTs", "btcv", "24/6", "btcv", BTCV_ORGANS, 24, _SWIN, _MONAI_RULES
+        82.25, "Swin UNETR base, pretrained on 5050 CTs", "btcv", "24/6", "btcv", BTCV_ORGANS, 24, _SWIN, _MONAI_GRID
     ),
-    PublishedFigure(
-        79.79, "Swin UNETR small, from scratch", "btcv", "24/6", "btcv", BTCV_ORGANS, 24, _SWIN, _MONAI_RULES
-    ),
+    PublishedFigure(79.79, "Swin UNETR small, scratch", "btcv", "24/6", "btcv", BTCV_ORGANS, 24, _SWIN, _MONAI_GRID),
     PublishedFigure(
         84.90,
         "MERIT",
@@ -111,8 +110,8 @@ PUBLISHED = (
         "mishgon/vox2vec README",
         "scored on a grid of 1 x 1 x 2 mm, not on the scan's",
     ),
-    _flare(90.64, "nnU-Net with pseudo-labels of 2000 scans (blackbean, large)", "doi:10.1007/978-3-031-23911-3_16"),
-    _flare(87.73, "nnU-Net with pseudo-labels of 2000 scans (blackbean, small)", "doi:10.1007/978-3-031-23911-3_16"),
+    _flare(90.64, "nnU-Net with pseudo-labels of 2000 scans (blackbean, large)", _BLACKBEAN),
+    _flare(87.73, "nnU-Net with pseudo-labels of 2000 scans (blackbean, small)", _BLACKBEAN),
     _flare(89.56, "PHTrans, two stages", "arXiv:2207.11512"),
     *(
         PublishedFigure(

@@ -19,6 +19,10 @@ CSV_COLUMNS = (
     *("difference", "difference_ci_low", "difference_ci_high", "p", "p_holm_budgets", "p_holm_structures"),
     *("rank_biserial", "wins", "ties", "losses"),
 )
+MAIN_HEADER = (
+    *("labels", "labelled cases", "strategy", "seeds", "DSC", "over seeds", "NSD", "HD95 (mm)"),
+    *("DSC minus twin", "p", "p (Holm)", "wins/ties/losses"),
+)
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -28,12 +32,13 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def main_table(groups: Sequence[Group]) -> str:
-    """A row for each budget and strategy."""
-    header = (
-        *("labels", "labelled cases", "strategy", "seeds", "DSC", "over seeds", "NSD", "HD95 (mm)"),
-        *("DSC minus twin", "p", "p (Holm)", "wins/ties/losses"),
-    )
-    return markdown_table(header, [_main_row(each) for each in by_budget(groups)])
+    """The means over structures, as Markdown."""
+    return markdown_table(MAIN_HEADER, main_rows(groups))
+
+
+def main_rows(groups: Sequence[Group]) -> list[list[str]]:
+    """Cells under MAIN_HEADER, a row for each budget and strategy."""
+    return [_main_row(each) for each in by_budget(groups)]
 
 
 def _main_row(each: Group) -> list[str]:

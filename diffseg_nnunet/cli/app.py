@@ -13,6 +13,7 @@ import typer
 from diffseg_nnunet import __version__
 from diffseg_nnunet.atomic import DISK_FULL
 from diffseg_nnunet.cli import (
+    benchmark,
     convert,
     coordinates,
     dataset,
@@ -62,6 +63,7 @@ app.command()(predict.predict)
 app.command()(coordinates.coordinates)
 app.command()(evaluate.evaluate)
 app.command()(run_command.run)
+app.command()(benchmark.benchmark)
 app.command()(export.export)
 app.command()(demo.demo)
 

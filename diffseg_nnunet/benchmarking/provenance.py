@@ -110,7 +110,7 @@ def refuse_copies(project: Project, pool: Sequence[Project], divisions: Sequence
         pool: further data sets that are pretrained on, verified.
     """
     own = examined(project).records
-    others = [(f"{each.name}/", record) for each in pool for record in examined(each).records]
+    others = [(f"{each.name}/", record) for each in pool for record in examined(each).records if record.role != "test"]
     unlabelled = [("", record) for record in own if record.role == "unlabelled"]
     for division in divisions:
         training = [("", record) for record in own if record.role == "training" and record.case in division.train]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from diffseg_nnunet.atomic import DISK_FULL
+from diffseg_nnunet.atomic import DISK_FULL, write_text
 from diffseg_nnunet.benchmarking.curves import LearningCurve
 from diffseg_nnunet.benchmarking.divisions import Division, divisions, ensure_fold
 from diffseg_nnunet.benchmarking.protocol import TWIN, BenchmarkProtocol
@@ -33,6 +34,8 @@ from diffseg_nnunet.raw_dataset import DATASET_JSON, SPLITS_FILE
 from diffseg_nnunet.registry import load as load_registered
 from diffseg_nnunet.training.checkpoint import file_digest, load_safely
 from diffseg_nnunet.training.schedules import split_iterations
+
+TRACEBACK = "traceback.txt"
 
 
 @dataclass
@@ -145,14 +148,13 @@ class Benchmark:
         try:
             self._complete(run, division, base, signature)
             return
-        except OSError as error:
-            if error.errno in DISK_FULL:
-                raise  # every other run would meet it, too
-            reason = f"{type(error).__name__}: {error}"
         except DiffSegError as error:
             reason = str(error)
         except Exception as error:
+            if isinstance(error, OSError) and error.errno in DISK_FULL:
+                raise  # every other run would meet it, too
             reason = f"{type(error).__name__}: {error}"
+            write_text(folder / TRACEBACK, traceback.format_exc())
         RunRecord("failed", signature, reason=reason).write(folder)
         self.project.reporter.warn(f"{run.name} failed, the others go on: {reason}")
         release_memory(prepare_device(self.device))

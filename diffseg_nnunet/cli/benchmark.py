@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 BENCHMARKS = ("btcv", "synapse8", "flare22", "few-label")
 _DECLARED = "Not given: as the protocol declares."
+_SHOWN_COLUMNS = ("labels", "strategy", "seeds", "DSC", "NSD", "DSC minus twin", "p (Holm)")
 _PLANNED = "As in `plan`; not given: as last planned."
 
 
@@ -188,9 +189,10 @@ def _show(project: Project, found: Findings) -> None:
     from diffseg_nnunet.benchmarking.results import METHOD
     from diffseg_nnunet.benchmarking.tables import MAIN_HEADER, main_rows
 
-    table = Table(*MAIN_HEADER, caption=escape(METHOD), caption_justify="left")
+    shown = [MAIN_HEADER.index(name) for name in _SHOWN_COLUMNS]
+    table = Table(*_SHOWN_COLUMNS, caption=escape(METHOD), caption_justify="left")
     for row in main_rows(found.groups):
-        table.add_row(*map(escape, row))
+        table.add_row(*(escape(row[column]) for column in shown))
     project.reporter.console.print(table, soft_wrap=False)
     legality = found.legality
     project.reporter.info(f"FLARE22-legal: {'yes' if legality.legal else 'no'}. {legality.reason}")

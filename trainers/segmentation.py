@@ -109,6 +109,7 @@ class DiffSegTrainer(DiffSegTrainerBase):
     frozen: tuple[str, ...] = ()
     is_stock = True
     votes = False
+    _annotated_cases: SparselyAnnotatedDataset | None = None
 
     @cached_property
     def annotations(self) -> Mapping[str, Annotation] | None:
@@ -215,13 +216,11 @@ class DiffSegTrainer(DiffSegTrainerBase):
 
     def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
         training, validation = super().get_tr_and_val_datasets()
-        return (training if self.annotations is None else self._annotated_cases), validation
-
-    @cached_property
-    def _annotated_cases(self) -> SparselyAnnotatedDataset:
-        """The training cases of a fold that is annotated in part; once, since their labels are read."""
-        training, _ = super().get_tr_and_val_datasets()
-        return SparselyAnnotatedDataset(training, self.annotations, self.label_manager)
+        if self.annotations is None:
+            return training, validation
+        if self._annotated_cases is None:  # once, since their labels are read
+            self._annotated_cases = SparselyAnnotatedDataset(training, self.annotations, self.label_manager)
+        return self._annotated_cases, validation
 
     def _label_options(self) -> dict[str, Any]:
         """What nnU-Net's transforms must know of the labels."""

@@ -107,18 +107,21 @@ class VoxelAnnotation:
         z, y, x = (grid.nearest_in_scan(axis, index).astype(np.uint64) for axis, index in enumerate(indices))
         rows, columns = (np.uint64(size) for size in grid.scan[1:])
         voxel = (z[:, None, None] * rows + y[:, None]) * columns + x
-        return _uniform(np.uint64(self.key), voxel) < self.share
+        return _random_bits(np.uint64(self.key), voxel) >> np.uint64(11) < np.uint64(self.share * 2**53)
 
 
-def _uniform(key: np.uint64, index: np.ndarray) -> np.ndarray:
-    """Numbers evenly distributed in [0, 1): float64, as `index` (uint64).
+def _random_bits(key: np.uint64, index: np.ndarray) -> np.ndarray:
+    """64 random bits (uint64) for each `index` (uint64).
 
     The output at any position of the generator SplitMix64 (Steele et al., OOPSLA 2014): no state, so that a crop costs
     as much as it has voxels.
     """
     with np.errstate(over="ignore"):
-        mixed = key + (index + np.uint64(1)) * _GOLDEN
-        mixed = (mixed ^ (mixed >> np.uint64(30))) * _MIX_1
-        mixed = (mixed ^ (mixed >> np.uint64(27))) * _MIX_2
+        mixed = (index + np.uint64(1)) * _GOLDEN
+        mixed += key
+        mixed ^= mixed >> np.uint64(30)
+        mixed *= _MIX_1
+        mixed ^= mixed >> np.uint64(27)
+        mixed *= _MIX_2
         mixed ^= mixed >> np.uint64(31)
-    return (mixed >> np.uint64(11)) * 2.0**-53
+    return mixed

@@ -55,7 +55,8 @@ class LabelBudget:
         return cls(kind, amount)
 
     def __str__(self) -> str:
-        return f"{self.amount:.12g}{_SUFFIXES[self.kind]}"
+        written = f"{self.amount:.12g}{_SUFFIXES[self.kind]}"
+        return written.removesuffix("s") if written in ("1cases", "1slices") else written
 
     @property
     def is_sparse(self) -> bool:

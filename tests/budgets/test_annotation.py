@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffseg_nnunet.budgets.annotation import Annotation, ScanGrid, SliceAnnotation, VoxelAnnotation
+from diffseg_nnunet.budgets.annotation import Annotation, ScanGrid, SliceAnnotation, VoxelAnnotation, _random_bits
 
 
 def whole(annotation: Annotation, grid: ScanGrid) -> np.ndarray:
@@ -109,9 +109,5 @@ def test_voxels_are_drawn_independently(share: float) -> None:
 
 def test_voxels_are_those_of_splitmix64() -> None:
     """The reference output of the generator for the seed 1234567."""
-    from diffseg_nnunet.budgets.annotation import _uniform
-
     reference = [6457827717110365317, 3203168211198807973, 9817491932198370423]
-    assert _uniform(np.uint64(1234567), np.arange(3, dtype=np.uint64)).tolist() == [
-        (number >> 11) * 2.0**-53 for number in reference
-    ]
+    assert _random_bits(np.uint64(1234567), np.arange(3, dtype=np.uint64)).tolist() == reference

@@ -14,7 +14,7 @@ from diffseg_nnunet.errors import BadInputError
     ("text", "kind", "amount", "written"),
     [
         ("2cases", "cases", 2, "2cases"),
-        ("1case", "cases", 1, "1cases"),
+        ("1cases", "cases", 1, "1case"),
         (" 2 Cases ", "cases", 2, "2cases"),
         ("4slices", "slices", 4, "4slices"),
         ("10%", "share of cases", 10, "10%"),

@@ -246,7 +246,7 @@ def test_training_on_a_budget(project: TinyProject) -> None:
     diffseg, short = project.diffseg, ("--iterations", 2, "--workers", 0)
     drawn, trained, again, twin, predicted, pretrained, empty = diffseg.in_one_process(
         [
-            ("labels", 1, "1cases", "4slices", "0.5%voxels"),
+            ("labels", 1, "1case", "4slices", "0.5%voxels"),
             ("train", 1, "--labels", "4slices", *short),
             ("train", 1, "-f", 6, *short),
             ("train", 1, "--labels", "0.5%voxels", "--strategy", "scratch", *short),
@@ -257,7 +257,7 @@ def test_training_on_a_budget(project: TinyProject) -> None:
     )
     folds = project.splits()
     assert [len(fold["train"]) for fold in folds[5:]] == [1, 4, 4]
-    for number, text in itertools.zip_longest((5, 6, 7), ("1cases", "4slices", "0.5%voxels")):
+    for number, text in itertools.zip_longest((5, 6, 7), ("1case", "4slices", "0.5%voxels")):
         assert f"fold {number} is {text} of fold 0, label seed 0" in drawn.ok().out
     assert "4 slices in 4 of 4 training cases" in drawn.out
     assert "fold 6 is 4slices" in trained.ok().out

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from diffseg_nnunet.benchmarking.results import Group
 from diffseg_nnunet.benchmarking.runs import Run
 from diffseg_nnunet.budgets.budget import LabelBudget
 
+Style = dict[str, str]
 _DOTS_PER_INCH = 120
 _COLUMNS = 3
 
@@ -39,6 +40,7 @@ def draw_budget_curve(path: Path, groups: Sequence[Group], title: str, beside: S
     """
     whole = [each for each in groups if not LabelBudget.parse(each.labels).is_sparse]
     sparse = [each for each in groups if LabelBudget.parse(each.labels).is_sparse]
+    styles = _styles(each.strategy for each in groups)
     panels = [panel for panel in ((whole, _draw_cases), (sparse, _draw_sparse)) if panel[0]]
     if not panels:
         return
@@ -47,7 +49,7 @@ def draw_budget_curve(path: Path, groups: Sequence[Group], title: str, beside: S
     for axes, (members, draw) in zip(
         figure.subplots(1, len(panels), squeeze=False, sharey=True)[0], panels, strict=True
     ):
-        draw(axes, members)
+        draw(axes, members, styles)
         if members is whole:
             for each in beside:
                 axes.plot([each.labelled_cases], [each.dsc / 100], "k*")
@@ -58,11 +60,11 @@ def draw_budget_curve(path: Path, groups: Sequence[Group], title: str, beside: S
     write_file(path, lambda temporary: figure.savefig(temporary, dpi=_DOTS_PER_INCH))
 
 
-def _draw_cases(axes: Axes, groups: Sequence[Group]) -> None:
+def _draw_cases(axes: Axes, groups: Sequence[Group], styles: Mapping[str, Style]) -> None:
     counts = sorted({each.labelled_cases for each in groups})
     for strategy, own in _by_strategy(groups).items():
         own = sorted(own, key=lambda each: each.labelled_cases)
-        _line(axes, [each.labelled_cases for each in own], own, strategy)
+        _line(axes, [each.labelled_cases for each in own], own, styles[strategy])
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_locator(FixedLocator(counts))
     axes.xaxis.set_major_formatter(ScalarFormatter())
@@ -70,31 +72,28 @@ def _draw_cases(axes: Axes, groups: Sequence[Group]) -> None:
     axes.set_xlabel("labelled cases")
 
 
-def _draw_sparse(axes: Axes, groups: Sequence[Group]) -> None:
+def _draw_sparse(axes: Axes, groups: Sequence[Group], styles: Mapping[str, Style]) -> None:
     labels = list(dict.fromkeys(each.labels for each in groups))
     for strategy, own in _by_strategy(groups).items():
-        _line(axes, [labels.index(each.labels) for each in own], own, strategy)
+        _line(axes, [labels.index(each.labels) for each in own], own, styles[strategy])
     axes.set_xticks(range(len(labels)), labels)
     axes.set_xlim(-0.5, len(labels) - 0.5)
     axes.set_xlabel("labels in part of the cases")
 
 
-def _line(axes: Axes, positions: Sequence[float], groups: Sequence[Group], strategy: str) -> None:
+def _line(axes: Axes, positions: Sequence[float], groups: Sequence[Group], style: Style) -> None:
     means = [each.evaluation.overall.dsc.mean for each in groups]
     ranges = [each.spread("dsc").range for each in groups]
     below = [max(0.0, mean - low) for mean, (low, _) in zip(means, ranges, strict=True)]
     above = [max(0.0, high - mean) for mean, (_, high) in zip(means, ranges, strict=True)]
-    axes.errorbar(
-        positions, means, yerr=(below, above), marker="o", capsize=3, label=_called(strategy), **_style(strategy)
-    )
+    axes.errorbar(positions, means, yerr=(below, above), marker="o", capsize=3, **style)
 
 
-def _style(strategy: str) -> dict[str, str]:
-    return {"color": "black", "linestyle": "--"} if strategy == TWIN else {}
-
-
-def _called(strategy: str) -> str:
-    return f"{strategy} (twin)" if strategy == TWIN else strategy
+def _styles(strategies: Iterable[str]) -> dict[str, Style]:
+    """Strategy -> how its lines are drawn; the twin is black and dashed."""
+    others = [strategy for strategy in dict.fromkeys(strategies) if strategy != TWIN]
+    styles: dict[str, Style] = {name: {"color": f"C{number}", "label": name} for number, name in enumerate(others)}
+    return styles | {TWIN: {"color": "black", "linestyle": "--", "label": f"{TWIN} (twin)"}}
 
 
 def _by_strategy(groups: Sequence[Group]) -> dict[str, list[Group]]:
@@ -114,18 +113,15 @@ def draw_learning_curves(path: Path, curves: Mapping[Run, LearningCurve]) -> Non
     rows = -(-len(budgets) // columns)
     figure = Figure(figsize=(4.2 * columns, 3.2 * rows), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flat
-    strategies = list(dict.fromkeys(run.strategy for run in curves))
-    others = [strategy for strategy in strategies if strategy != TWIN]
+    styles = _styles(run.strategy for run in curves)
     for axes, labels in zip(panels, budgets, strict=False):
-        named: set[str] = set()
         for run, curve in curves.items():
             if run.labels == labels:
-                style = {"color": f"C{others.index(run.strategy)}"} if run.strategy != TWIN else _style(TWIN)
-                label = None if run.strategy in named else _called(run.strategy)
-                axes.plot(curve.iteration, curve.smoothed_pseudo_dsc, linewidth=1, label=label, **style)
-                named.add(run.strategy)
+                axes.plot(curve.iteration, curve.smoothed_pseudo_dsc, linewidth=1, **styles[run.strategy])
         axes.set_title(labels, fontsize="small")
         axes.set(xlabel="iteration", ylabel="pseudo DSC")
         axes.grid(alpha=0.3)
-        axes.legend(fontsize="x-small")
+        lines, names = axes.get_legend_handles_labels()
+        once = dict(zip(names, lines, strict=True))  # a strategy has a line for each seed
+        axes.legend(once.values(), once, fontsize="x-small")
     write_file(path, lambda temporary: figure.savefig(temporary, dpi=_DOTS_PER_INCH))

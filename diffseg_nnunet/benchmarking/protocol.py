@@ -124,7 +124,7 @@ PROTOCOLS = {
             split="tuning",
             evaluation="flare22",
             strategies=("finetune", "decoder", "linear"),
-            budgets=("4slices", "1cases", "5cases", "50cases"),
+            budgets=("4slices", "1case", "5cases", "50cases"),
         ),
         BenchmarkProtocol(
             "few-label",

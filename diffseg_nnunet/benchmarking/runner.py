@@ -127,14 +127,14 @@ class Benchmark:
     def _prepare(self) -> tuple[Division, ...]:
         """Verify, plan and preprocess; refuse what would make the result worthless before anything is trained."""
         project, protocol = self.project, self.protocol
-        for each in (project, *self._pool()):
-            verify(each)
         for strategy in protocol.all_strategies:
             load_registered("trainers", strategy)
         labels = read_label_names(project.raw().folder / DATASET_JSON)
         match_structures(labels, None, find_protocol(protocol.evaluation))
         if protocol.split is not None or protocol.test_cases:
             self.divisions()
+        for each in (project, *self._pool()):
+            verify(each)
         planning.plan(project, self.plan_request)
         project.configuration(protocol.configuration)
         preprocessing.preprocess(project, (protocol.configuration,))

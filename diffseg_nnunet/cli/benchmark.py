@@ -219,6 +219,9 @@ def _preview(benchmark: Benchmark) -> None:
     else:
         seconds, runs = estimate
         reporter.info(
-            f"{len(left)} run(s) to do, about {seconds / 3600:.1f} hours by {runs} measured run(s), pretraining not "
-            "counted"
+            f"{len(left)} run(s) to do, about {_spoken(seconds)} by {runs} measured run(s), pretraining not counted"
         )
+
+
+def _spoken(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} hours" if seconds > 5400 else f"{seconds / 60:.0f} minutes"

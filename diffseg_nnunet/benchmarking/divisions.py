@@ -79,7 +79,12 @@ def _published(project: Project, protocol: BenchmarkProtocol, cases: Sequence[st
     """The folds of a split that the data set's converter knows by name."""
     from diffseg_nnunet.dataset_conversion.description import ConversionPlan, SourceCase
 
-    converter = registry.load("converters", str(protocol.converter))()
+    if protocol.converter is None:
+        raise BadInputError(
+            f"The benchmark '{protocol.name}' is of any data set, and knows no published split.",
+            "Leave out --split; choose a fold with --fold, or test cases with --test-cases.",
+        )
+    converter = registry.load("converters", protocol.converter)()
     as_converted = ConversionPlan(
         name=project.name,
         channel_names={},

@@ -14,7 +14,7 @@ from diffseg_nnunet.benchmarking.curves import LearningCurve
 from diffseg_nnunet.benchmarking.divisions import Division, divisions, ensure_fold
 from diffseg_nnunet.benchmarking.protocol import TWIN, BenchmarkProtocol
 from diffseg_nnunet.benchmarking.provenance import refuse_copies, refuse_seen
-from diffseg_nnunet.benchmarking.runs import Run, RunRecord, State, list_runs, run_signature, state_of
+from diffseg_nnunet.benchmarking.runs import Run, RunRecord, State, list_runs, run_signature, set_aside_other, state_of
 from diffseg_nnunet.budgets.folds import BudgetFold
 from diffseg_nnunet.errors import BadInputError, DiffSegError
 from diffseg_nnunet.evaluation.labels import read_label_names
@@ -145,6 +145,8 @@ class Benchmark:
     def _attempt(self, run: Run, division: Division, base: int, signature: str) -> None:
         """One run; what goes wrong is recorded, and the others go on. Only what would stop them all is raised."""
         folder = run.folder(self.output)
+        if (kept := set_aside_other(run, self.output, signature)) is not None:
+            self.project.reporter.warn(f"the scores of {run.name} with other data or settings are kept as {kept}")
         try:
             self._complete(run, division, base, signature)
             return
@@ -178,10 +180,10 @@ class Benchmark:
         )
         digest, known = file_digest(checkpoint), RunRecord.read(folder)
         same = known is not None and known.checkpoint == digest
-        if same and known.signature == signature and (folder / SCORES_JSON).is_file():
+        if same and (folder / SCORES_JSON).is_file():
             return
         self._test(run, division, model, checkpoint)
-        seconds = round(monotonic() - started, 1) if fresh else known.seconds if same else None
+        seconds = round(monotonic() - started, 1) if fresh else None
         _record(drawn, signature, digest, seconds, protocol.iterations).write(folder)
 
     def _test(self, run: Run, division: Division, model: Path, checkpoint: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -137,6 +138,15 @@ def state_of(run: Run, output: Path, wanted: str) -> State:
     if record.status == "failed":
         return "failed"
     return "finished" if (folder / SCORES_JSON).is_file() else "to do"
+
+
+def set_aside_other(run: Run, output: Path, wanted: str) -> Path | None:
+    """Keep the scores that a run got with other settings under another name; None where there are none."""
+    folder = run.folder(output)
+    record = RunRecord.read(folder)
+    if record is None or record.status != "finished" or record.signature == wanted:
+        return None
+    return folder.rename(folder.with_name(f"superseded_{folder.name}_{datetime.now():%Y%m%d-%H%M%S-%f}"))
 
 
 def estimated_seconds(

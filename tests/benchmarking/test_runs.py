@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 
 from diffseg_nnunet.benchmarking.divisions import Division
 from diffseg_nnunet.benchmarking.protocol import PROTOCOLS, TWIN, BenchmarkProtocol
-from diffseg_nnunet.benchmarking.runs import Run, RunRecord, estimated_seconds, list_runs, run_signature, state_of
+from diffseg_nnunet.benchmarking.runs import (
+    Run,
+    RunRecord,
+    estimated_seconds,
+    list_runs,
+    run_signature,
+    set_aside_other,
+    state_of,
+)
 
 BTCV = PROTOCOLS["btcv"]
 DIVISION = Division(("a", "b"), ("c",))
@@ -88,6 +96,21 @@ def test_states(tmp_path: Path) -> None:
     assert RunRecord.read(folder) == RunRecord("finished", "now", missing=("spleen",), seconds=3.0)
     (folder / "run.json").write_text('{"status": "finished", "unknown": 1}')
     assert state_of(run, tmp_path, "now") == "to do"
+
+
+def test_scores_of_other_settings_are_kept(tmp_path: Path) -> None:
+    run = Run("finetune", "10%", 0)
+    folder = run.folder(tmp_path)
+    assert set_aside_other(run, tmp_path, "now") is None
+    RunRecord("finished", "before").write(folder)
+    (folder / "scores.json").write_text("{}")
+    kept = set_aside_other(run, tmp_path, "now")
+    assert not folder.exists()
+    assert (kept / "scores.json").is_file()
+    for status, signature in (("finished", "now"), ("failed", "before")):
+        RunRecord(status, signature).write(folder)
+        assert set_aside_other(run, tmp_path, "now") is None
+        assert folder.exists()
 
 
 def test_time_is_estimated_by_what_was_measured() -> None:

@@ -7,6 +7,7 @@ import stat
 import tarfile
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.verification import Progress
 
 ENDINGS = (".tar.gz", ".tar.bz2", ".tar.xz", ".tgz", ".tar", ".zip")
+# to be unpacked by hand
+FOREIGN_ENDINGS = (".7z", ".rar")
 _CHUNK_BYTES = 2**20
 _DAMAGED = (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, OSError, RuntimeError, NotImplementedError)
 
@@ -47,6 +50,13 @@ class Member:
 def is_archive(path: Path) -> bool:
     """Whether it is a file that `extract` unpacks, by its name."""
     return path.name.lower().endswith(ENDINGS) and path.is_file()
+
+
+def archives_in(folder: Path) -> list[Path]:
+    """Archives of any kind in a folder and its subfolders, sorted; hidden ones are left out."""
+    found = [path for pattern in ("*", "*/*") for path in folder.glob(pattern)] if folder.is_dir() else []
+    known = (*ENDINGS, *FOREIGN_ENDINGS)
+    return sorted(path for path in found if path.name.lower().endswith(known) and not path.name.startswith("."))
 
 
 def extracted_folder(archive: Path) -> Path:
@@ -132,9 +142,19 @@ def _checked(archive: Path, opened: zipfile.ZipFile | tarfile.TarFile) -> list[M
                 f"{archive} holds {member.name!r}, which is a {member.kind}: it is not unpacked.",
                 "Extract it by hand if you trust it, then convert the folder.",
             )
-    if not any(member.kind == "file" for member in members):
-        raise BadInputError(f"{archive} holds no file.", "Download it again.")
+    _refuse_clashes(archive, [_relative(archive, member) for member in members if member.kind == "file"])
     return members
+
+
+def _refuse_clashes(archive: Path, files: list[PurePosixPath]) -> None:
+    """Raises BadInputError where there is no file, one is there twice, or one would lie within another."""
+    if not files:
+        raise BadInputError(f"{archive} holds no file.", "Download it again.")
+    once = set(files)
+    twice = sorted(path for path, times in Counter(files).items() if times > 1)
+    if clash := twice or sorted({parent for path in once for parent in path.parents} & once):
+        message = f"{archive} cannot be unpacked: it holds {str(clash[0])!r} twice."
+        raise BadInputError(message, "Extract it by hand.")
 
 
 def _members(opened: zipfile.ZipFile | tarfile.TarFile) -> Iterator[Member]:

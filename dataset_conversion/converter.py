@@ -61,7 +61,7 @@ class Converter(ABC):
         licence: of the data, as its publishers state it.
         citation: what to cite.
         options: further options of its command.
-        takes_source: whether its command has the positional argument SRC; else `plan` gets None.
+        needs_source: whether its command must be given SRC; else `plan` may get None.
     """
 
     format_name: ClassVar[str]
@@ -70,7 +70,7 @@ class Converter(ABC):
     licence: ClassVar[str] = ""
     citation: ClassVar[str] = ""
     options: ClassVar[tuple[Option, ...]] = ()
-    takes_source: ClassVar[bool] = True
+    needs_source: ClassVar[bool] = True
 
     @abstractmethod
     def plan(self, source: Path | None, *, name: str | None = None, **options: Any) -> ConversionPlan:

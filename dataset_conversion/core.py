@@ -144,14 +144,15 @@ def refuse_bad_plan(plan: ConversionPlan) -> None:
     """Raises BadInputError where the cases' names cannot be used, StageFailedError where the converter is wrong."""
     first: dict[str, SourceCase] = {}
     for case in plan.cases:
-        files = case.files[0]
-        if reason := why_unusable(case.identifier):
-            message = f"'{case.identifier}' ({files}) cannot be a case identifier: {reason}."
-            raise BadInputError(message, "Rename the file, and its label.")
         twin = first.setdefault(case.identifier, case)
         if twin is not case:
-            message = f"Two cases are called '{case.identifier}': {twin.files[0]} and {files}."
+            message = f"Two cases are called '{case.identifier}': {twin.files[0]} and {case.files[0]}."
             raise BadInputError(message, "Rename or remove one.")
+    if unusable := {name: reason for name in first if (reason := why_unusable(name))}:
+        (name, reason), *more = unusable.items()
+        message = f"'{name}' ({first[name].files[0]}) cannot be a case identifier: {reason}."
+        others = f" Nor can {len(more)} more: {listed(other for other, _ in more)}." if more else ""
+        raise BadInputError(message + others, "Rename the file, and its label.")
     if not plan.cases:
         raise BadInputError(f"The source of '{plan.name}' has no case.", "Point to the folder that holds the images.")
     ordered = sorted(plan.labels, key=plan.labels.__getitem__)

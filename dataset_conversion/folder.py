@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.raw_dataset import VOLUME_ENDINGS, split_channel, split_ending, visible_files
 from diffseg_nnunet.verification import listed
 
+from .archives import ENDINGS, FOREIGN_ENDINGS
 from .converter import Converter, Option, Recognition
 from .description import BACKGROUND, ConversionPlan, SourceCase
-from .label_names import parse_label_names, read_label_names
+from .label_names import numbered, read_label_names, renumbering
 from .layouts import CASE, Layout, match
+from .naming import usable_name
 from .sources import VolumeFile, channels
 
-__all__ = ["FolderConverter", "parse_label_names", "require_folder", "volumes_by_stem"]
-
-ARCHIVE_ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".7z", ".rar")
 EXPECTED = """\
 images/liver_01.nii.gz         or liver_01_0000.nii.gz, liver_01_0001.nii.gz, ... with several channels
 labels/liver_01.nii.gz         the same name; may be missing altogether
@@ -34,12 +32,12 @@ class FolderConverter(Converter):
     format_name = "folder"
     title = "a folder of images and, optionally, of labels, paired by their names or by patterns"
     expects = EXPECTED
-    takes_source = False
+    needs_source = False
     options = (
-        Option("images", "Folder of images, CASE.nii.gz.", Path, required=True),
         Option("modality", "Channel name(s), e.g. CT, or T1,FLAIR.", required=True),
-        Option("labels", "Folder of labels; none: an unlabelled pool.", Path),
-        Option("label_names", "JSON or CSV of the labels' names and values.", Path),
+        Option("images", "Folder of images, CASE.nii.gz; else SRC/images, or SRC itself.", Path),
+        Option("labels", "Folder of labels; else SRC/labels; none: an unlabelled pool.", Path),
+        Option("label_names", "JSON or CSV of the labels' names and values; else SRC/labels.json or .csv.", Path),
         Option("rest_unlabelled", "Images without a label join the unlabelled pool.", bool),
         Option("image_pattern", "Paths of images below --images, e.g. {case}/ct; {case}/t1,{case}/flair."),
         Option("label_pattern", "Paths of labels below --labels (else --images), e.g. {case}/seg."),
@@ -61,13 +59,15 @@ class FolderConverter(Converter):
         """Pair the files by their names.
 
         Args:
-            source: folder of ``<case>.nii.gz`` or ``<case>_XXXX.nii.gz`` (.nii, .nrrd and .mha as well).
+            source: folder of `images`, `labels` and ``labels.json``, whatever of them there is and is not given below;
+                or of the images themselves.
             labels: folder of ``<case>.nii.gz``; None makes all images an unlabelled pool.
-            label_names: JSON ``{"name": value}`` or ``{"value": "name"}``, or a table; needed with labels.
+            label_names: JSON ``{"name": value}`` or ``{"value": "name"}``, or a table; needed with labels. Gaps between
+                the values are closed.
             modality: channel names in channel order, separated by commas, e.g. 'CT' or 'T1,FLAIR'.
-            name: name of the data set.
+            name: name of the data set; None: the folder's.
             rest_unlabelled: with labels, use images without a label as unlabelled instead of refusing them.
-            images: the same as `source`, which the command lacks.
+            images: folder of ``<case>.nii.gz`` or ``<case>_XXXX.nii.gz`` (.nii, .nrrd and .mha as well).
             image_pattern: path of an image below the folder, ``{case}`` standing for the case, with or without its
                 ending; several channels by several patterns, separated by commas.
             label_pattern: the same of a label, below `labels`, or below the images where `labels` is None.
@@ -75,8 +75,10 @@ class FolderConverter(Converter):
         Raises:
             BadInputError: a folder is missing or has no image, names do not pair, or label names are wrong.
         """
-        images = images or source
-        given = {"--images": images, "--modality": modality, "--name": name}
+        found = _folders_in(source) if source is not None else {}
+        images, labels = images or found.get("images"), labels or found.get("labels")
+        label_names = label_names or found.get("label_names")
+        given = {"SRC or --images": images, "--modality": modality}
         if missing := [option for option, value in given.items() if value is None]:
             raise BadInputError(f"The format 'folder' needs {listed(missing)}.", f"Expected is\n{EXPECTED}")
         channel_names = _channel_names(modality)
@@ -106,22 +108,41 @@ class FolderConverter(Converter):
             )
             for case, files in sorted(image_files.items())
         )
-        return ConversionPlan(name, channel_names, values, cases)
+        named = numbered(values)
+        return ConversionPlan(
+            name=_name_of(source or images) if name is None else name,
+            channel_names=channel_names,
+            labels=named,
+            cases=cases,
+            source_labels=values,
+            notes=tuple(renumbering(values, named)),
+        )
 
     def recognise(self, source: Path) -> Recognition | None:
         """Weakly: a folder `images` of volumes (and `labels` beside it), or volumes right here."""
-        images = source / "images" if visible_files(source / "images", VOLUME_ENDINGS) else source
+        images = _folders_in(source)["images"]
         count = len(visible_files(images, VOLUME_ENDINGS))
-        if not count:
-            return None
-        options: dict[str, Any] = {"images": images}
-        if images != source and visible_files(source / "labels", VOLUME_ENDINGS):
-            options["labels"] = source / "labels"
-            named = [source / name for name in ("labels.json", "labels.csv") if (source / name).is_file()]
-            options |= {"label_names": named[0]} if named else {}
-        return Recognition(
-            self.format_name, f"{count} image(s) lie in {images}, which tells nothing else", 0.1, options
-        )
+        reason = f"{count} image(s) lie in {images}, which tells nothing else"
+        return Recognition(self.format_name, reason, 0.1, {}) if count else None
+
+
+def _folders_in(source: Path) -> dict[str, Path]:
+    """What there is of `images` (else the source itself holds them), of `labels` beside it, and of their names."""
+    images = source / "images"
+    if not visible_files(images, VOLUME_ENDINGS):
+        return {"images": source}
+    found = {"images": images}
+    if visible_files(source / "labels", VOLUME_ENDINGS):
+        found["labels"] = source / "labels"
+        named = [source / name for name in ("labels.json", "labels.csv") if (source / name).is_file()]
+        found |= {"label_names": named[0]} if named else {}
+    return found
+
+
+def _name_of(folder: Path) -> str:
+    """The folder's name, or its parent's where it is only called "images"."""
+    folder = folder.resolve()
+    return usable_name((folder.parent if folder.name.startswith("images") else folder).name, "Folder")
 
 
 def require_folder(folder: Path, expected: str) -> Path:
@@ -132,7 +153,7 @@ def require_folder(folder: Path, expected: str) -> Path:
     """
     tree = f"Expected is\n{expected}"
     if folder.is_file():
-        archive = folder.name.endswith(ARCHIVE_ENDINGS)
+        archive = folder.name.lower().endswith((*ENDINGS, *FOREIGN_ENDINGS))
         reason = "is an archive; extract it first, then point to the folder" if archive else "is a file, not a folder"
         raise BadInputError(f"{folder} {reason}.", tree)
     if not folder.is_dir():

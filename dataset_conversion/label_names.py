@@ -20,32 +20,23 @@ def read_label_names(path: Path) -> dict[str, int]:
     """Label names of a JSON file, or of a table (CSV): name and value in either order, with or without a header.
 
     Raises:
-        BadInputError: the file is missing or damaged, or as :func:`parse_label_names`.
+        BadInputError: the file is missing, damaged or empty, or as :func:`named_values`.
     """
-    pairs = read_json_object(path).items() if path.suffix.lower() == ".json" else _table(path)
-    return _without_gaps(_named(pairs, path), path)
-
-
-def parse_label_names(content: Mapping[str, Any], where: Path | str) -> dict[str, int]:
-    """``{"liver": 1}`` or ``{"1": "liver"}`` -> ``{"liver": 1}``, sorted by value, the value 0 named 'background'.
-
-    Raises:
-        BadInputError: an entry is neither, a name occurs twice, or the values are not 0, 1, 2, ...
-    """
-    return _without_gaps(_named(content.items(), where), where)
+    pairs = list(read_json_object(path).items()) if path.suffix.lower() == ".json" else _table(path)
+    if not pairs:
+        raise BadInputError(f"{path} names no label.", 'Write {"background": 0, "liver": 1, ...}.')
+    return _named(pairs, path)
 
 
 def named_values(content: Mapping[str, Any], where: Path | str) -> dict[str, int]:
-    """The same, but the values may have gaps; each has one name.
+    """``{"liver": 1}`` or ``{"1": "liver"}`` -> ``{"background": 0, "liver": 1}``, sorted by value.
+
+    The value 0 is named 'background', also where it is not listed; the others may have gaps (see :func:`numbered`).
 
     Raises:
         BadInputError: an entry is neither, or a name or a value occurs twice.
     """
-    named = _named(content.items(), where)
-    values = list(named.values())
-    if twice := sorted({value for value in values if values.count(value) > 1}):
-        raise BadInputError(f"{where}: several labels have the value {listed(twice)}.", "Give each value one name.")
-    return {BACKGROUND: 0, **named}
+    return _named(content.items(), where)
 
 
 def numbered(names: Iterable[str]) -> dict[str, int]:
@@ -54,6 +45,13 @@ def numbered(names: Iterable[str]) -> dict[str, int]:
     others = [name for name in names if name not in (BACKGROUND, IGNORE)]
     last = [IGNORE] if IGNORE in names else []
     return {name: value for value, name in enumerate([BACKGROUND, *others, *last])}
+
+
+def renumbering(values: Mapping[str, int], labels: Mapping[str, int]) -> list[str]:
+    """A note where the values of a source have gaps, which its `labels` do not have; else nothing."""
+    if labels == values:
+        return []
+    return [f"The label values {listed(sorted(values.values()))} became 0 to {len(labels) - 1}, by their names."]
 
 
 def _named(pairs: Iterable[tuple[str, Any]], where: Path | str) -> dict[str, int]:
@@ -70,18 +68,10 @@ def _named(pairs: Iterable[tuple[str, Any]], where: Path | str) -> dict[str, int
         if name in named:
             raise BadInputError(f"{where}: two labels are called '{name}'.", "Give each value a name of its own.")
         named[name] = int(number)
-    return dict(sorted(named.items(), key=lambda item: item[1]))
-
-
-def _without_gaps(named: dict[str, int], where: Path | str) -> dict[str, int]:
     values = list(named.values())
-    if values != list(range(len(values))) or not values:
-        raise BadInputError(
-            f"{where}: the label values are {listed(values) or 'none'}; nnU-Net needs background 0, then 1, 2, ... "
-            "without a gap or a repetition.",
-            "Renumber them there and in the label files.",
-        )
-    return named
+    if twice := sorted({value for value in values if values.count(value) > 1}):
+        raise BadInputError(f"{where}: several labels have the value {listed(twice)}.", "Give each value one name.")
+    return {BACKGROUND: 0, **dict(sorted(named.items(), key=lambda item: item[1]))}
 
 
 def _table(path: Path) -> list[tuple[str, str]]:

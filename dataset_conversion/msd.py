@@ -14,7 +14,7 @@ from diffseg_nnunet.verification import listed
 from .converter import Converter, Recognition
 from .description import ConversionPlan, SourceCase
 from .folder import require_folder, volumes_by_stem
-from .label_names import parse_label_names
+from .label_names import named_values, numbered, renumbering
 from .naming import pairs_with_channel_numbers, plain_pairs, usable_name
 from .sources import VolumeFile, channels
 
@@ -50,20 +50,23 @@ class MSDConverter(Converter):
 
         Raises:
             BadInputError: this is no such folder (the message shows the tree that is expected), a listed file is
-                missing or lies outside the folder, or the labels are not 0, 1, 2, ...
+                missing or lies outside the folder, or two labels have one name or one value.
         """
         content = read_json_object(_find_dataset_json(source))
         channel_names = _channel_names(source, content)
+        values = named_values(_entry(source, content, "labels"), source / DATASET_JSON)
+        labels = numbered(values)
         training, unlisted = _training_cases(source, content, len(channel_names))
         test, test_note = _test_cases(source, content, len(channel_names))
         given = str(content.get("name") or "").strip() or source.resolve().name
         return ConversionPlan(
             name=name or usable_name(given, self.format_name),
             channel_names=channel_names,
-            labels=parse_label_names(_entry(source, content, "labels"), source / DATASET_JSON),
+            labels=labels,
             cases=(*training, *test),
+            source_labels=values,
             extra={key: content[key] for key in KEPT_ENTRIES if key in content} | {"converted_from": self.format_name},
-            notes=(*unlisted, *test_note),
+            notes=(*renumbering(values, labels), *unlisted, *test_note),
         )
 
     def recognise(self, source: Path) -> Recognition | None:

@@ -23,7 +23,7 @@ from diffseg_nnunet.verification import listed
 from .converter import Converter, Option, Recognition
 from .description import BACKGROUND, ConversionPlan, SourceCase, SplitScheme
 from .folder import numbered_images, require_folder
-from .label_names import named_values, numbered
+from .label_names import named_values, numbered, renumbering
 from .naming import pairs_with_channel_numbers, plain_pairs, usable_name
 from .sources import VolumeFile
 
@@ -97,8 +97,7 @@ class NNUNetConverter(Converter):
         splits, notes = _splits(dataset, training)
         # names without a value of their own any more are not written, and the others close the gaps
         labels = numbered([renamed.get(name, name) for name in values])
-        if not map and labels != values:
-            notes.append(f"The label values {listed(sorted(values.values()))} became 0 to {len(labels) - 1}.")
+        notes += renumbering(values, labels) if not map else []
         folder_name = FOLDER_NAME.fullmatch(dataset.folder.resolve().name)
         given = folder_name[1] if folder_name else str(dataset.dataset_json.get("name") or "")
         return ConversionPlan(

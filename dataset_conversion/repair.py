@@ -36,7 +36,7 @@ def mended_geometry(identifier: str, volumes: Sequence[Volume], kind: str) -> tu
     for volume in volumes[1:]:
         off = [name for name in ("spacing", "origin", "direction") if not _equal(name, volume.image, reference)]
         if off:
-            message = f"The {' and '.join(off)} of {volume.path} differ slightly from those of {volumes[0].path}."
+            message = f"{volume.path} differs slightly from {volumes[0].path} in its {' and '.join(off)}."
             findings.append(Finding(JITTER[kind], identifier, message, HOW_MENDED, "warning"))
             # a shallow copy that owns its header, so that what was read stays as it was
             copy = sitk.Image(volume.image)

@@ -184,7 +184,8 @@ def chosen(plan: ConversionPlan, name: str | None) -> SplitScheme | None:
     if asked is None or asked["scheme"] not in offered:
         raise BadInputError(
             f"'{name}' is no split of {plan.name}.",
-            f"Choose {', '.join(offered) or 'none: its cases allow no published one'}; append :n=6 for six labels.",
+            f"Choose {', '.join(offered) or 'none: its cases allow no published one'}; append :n=6 for six labels. A "
+            "published split is offered where all of its cases are there.",
         )
     scheme = offered[asked["scheme"]]
     if asked["count"] is None:

@@ -83,7 +83,8 @@ def options(
 ) -> None:
     """Self-configuring medical image segmentation: nnU-Net v2 with label-free diffusion pretraining.
 
-    Exit codes: 0 done, 1 a failure of ours, 2 usage or data to mend; `verify` ends with 1 on warnings, too.
+    Exit codes: 0 done, 1 a failure of ours, 2 usage or data to mend; `convert` and `verify` end with 1
+    on warnings, too.
     """
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,11 +20,11 @@ from diffseg_nnunet.dataset_conversion.preview import preview
 from diffseg_nnunet.dataset_conversion.report import described_plan, write_report
 from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.planning.hardware import worker_count
-from diffseg_nnunet.verification import grouped
+from diffseg_nnunet.verification import grouped, listed
 from diffseg_nnunet.workspace import Workspace
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from diffseg_nnunet.dataset_conversion.converter import Converter
     from diffseg_nnunet.dataset_conversion.description import ConversionPlan
@@ -63,9 +65,12 @@ def convert(converter: Converter, source: Path | None, options: Mapping[str, Any
         typer.Exit: with code 1, where there is something to look at.
     """
     reporter = ConsoleReporter()
+    if request.report is not None:
+        _refuse_unwritable(request.report)
     if source is not None and (source := _folder_of(source, request, reporter)) is None:
         return
-    plan = converter.plan(source, name=request.name, **options)
+    with _archives_named(source):
+        plan = converter.plan(source, name=request.name, **options)
     labels = selection.names_given(request.keep_labels, _LABELS) if request.keep_labels is not None else ()
     cases = selection.names_given(request.cases, _CASES) if request.cases is not None else ()
     plan = selection.prepared(plan, labels=labels, cases=cases, splits=request.splits)
@@ -103,24 +108,25 @@ def convert_automatically(source: Path, request: Request) -> None:
         reporter.warn(f"the format '{each.name}' could not be asked: {each.reason}")
     for each in found:
         reporter.info(f"{each.format_name}: {each.reason} (certainty {each.certainty:g})")
-    chosen = recognition.best(folder, found)
+    with _archives_named(folder):
+        chosen = recognition.best(folder, found)
     converter = recognition.load(chosen.format_name)
     missing = [option.name for option in converter.options if option.required and option.name not in chosen.options]
     options = {option.name: option.kind() if option.kind is bool else None for option in converter.options}
     options |= {option.name: () for option in converter.options if option.many} | dict(chosen.options)
-    words = ["diffseg", "convert", chosen.format_name, *([str(source)] if converter.takes_source else [])]
+    words = ["diffseg", "convert", chosen.format_name, str(source)]
     words += [*_arguments(chosen.options), *request.as_arguments()]
     command = " ".join([shlex.join(words), *(f"{flag(name)} …" for name in missing)])
     if missing:
         raise BadInputError(f"{folder} is probably of the format '{chosen.format_name}'.", f"Run `{command}`.")
-    if not request.yes:
+    if not (request.yes or request.dry_run):
         if not sys.stdin.isatty():
             raise BadInputError(
                 f"{folder} is of the format '{chosen.format_name}', which nobody has confirmed.",
                 f"Run `{command}`, or add --yes.",
             )
         typer.confirm(f"Convert it as '{chosen.format_name}'?", abort=True)
-    convert(converter, folder if converter.takes_source else None, options, request)
+    convert(converter, folder, options, request)
 
 
 def print_formats() -> None:
@@ -135,6 +141,29 @@ def print_formats() -> None:
         if converter.licence:
             reporter.info(f"  licence: {converter.licence}")
         reporter.info("\n".join(f"    {line}" for line in converter.expects.splitlines()) + "\n")
+
+
+def _refuse_unwritable(report: Path) -> None:
+    """A report that cannot be written is to be known before hours of work, and must not hide what they found."""
+    existing = next(folder for folder in (report.absolute(), *report.absolute().parents) if folder.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise BadInputError(f"--report {report} cannot be a folder to write into.", "Choose another.")
+
+
+@contextmanager
+def _archives_named(source: Path | None) -> Iterator[None]:
+    """Where a folder is refused, archives in it are the likeliest reason."""
+    try:
+        yield
+    except BadInputError as error:
+        packed = archives.archives_in(source) if source is not None else []
+        if not packed:
+            raise
+        shown = listed(path.relative_to(source) for path in packed)
+        raise BadInputError(
+            f"{error.message} It holds archives: {shown}.",
+            f"Extract them where they are, if they are parts of it. {error.mend or ''}".rstrip(),
+        ) from error
 
 
 def _execute(
@@ -210,8 +239,13 @@ def _print_report(report: ConversionReport, request: Request, reporter: ConsoleR
         reporter.console.print(_findings_table(report.findings))
         reporter.info(f"all of them: {report.folder / 'conversion.csv'}")
     if request.no_verify:
-        reporter.info(f"nothing was read: run diffseg verify {request.dataset_id}")
-    reporter.info(f"next: diffseg run {request.dataset_id}")
+        reporter.info(f"nothing was read: run {_command('verify', request)}")
+    reporter.info(f"next: {_command('run', request)}")
+
+
+def _command(name: str, request: Request) -> str:
+    """A command on the new data set, as it is to be typed."""
+    return shlex.join(["diffseg", name, str(request.dataset_id), *_arguments({"workspace": request.workspace})])
 
 
 def _print_labels(plan: ConversionPlan, reporter: ConsoleReporter) -> None:

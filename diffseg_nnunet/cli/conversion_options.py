@@ -69,8 +69,9 @@ _COMMON: dict[str, tuple[Any, Any]] = {
     "no_repair": (NoRepair, False),
     "no_verify": (NoVerify, False),
     "report": (Report, None),
+    "extract": (Extract, False),
+    "yes": (Yes, False),
 }
-_OF_A_SOURCE: dict[str, tuple[Any, Any]] = {"extract": (Extract, False), "yes": (Yes, False)}
 # of a converter's own options, which may be called like one of the above
 _OWN = "own_"
 
@@ -90,7 +91,6 @@ def command_of(name: str) -> Any:
     from diffseg_nnunet.dataset_conversion.recognition import load
 
     converter = load(name)
-    common = _COMMON | (_OF_A_SOURCE if converter.takes_source else {})
 
     def run(**given: Any) -> None:
         from diffseg_nnunet.cli.conversion import Request, convert
@@ -98,14 +98,14 @@ def command_of(name: str) -> Any:
         own = {key.removeprefix(_OWN): value for key, value in given.items() if key.startswith(_OWN)}
         many = {option.name for option in converter.options if option.many}
         own = {key: tuple(value or ()) if key in many else value for key, value in own.items()}
-        shared = {key: given[key] for key in (*common, "keep_labels")}
+        shared = {key: given[key] for key in (*_COMMON, "keep_labels")}
         convert(converter, given.get("source"), own, Request(**shared))
 
-    parameters = [_parameter("source", _source_argument())] if converter.takes_source else []
+    parameters = [_parameter("source", *_source_argument(converter))]
     parameters += [_own_parameter(option) for option in converter.options]
-    parameters += [_parameter(key, annotation, default) for key, (annotation, default) in common.items()]
+    parameters += [_parameter(key, annotation, default) for key, (annotation, default) in _COMMON.items()]
     parameters.append(_parameter("keep_labels", Annotated[str | None, _keep_labels(converter)], None))
-    _refuse_taken_options(converter, common)
+    _refuse_taken_options(converter)
     return _as_command(name, run, parameters, _help(converter))
 
 
@@ -132,8 +132,12 @@ def _parameter(name: str, annotation: Any, default: Any = inspect.Parameter.empt
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-def _source_argument() -> Any:
-    return Annotated[Path, typer.Argument(metavar="SRC", help="The download: a folder, or an archive with --extract.")]
+def _source_argument(converter: Converter) -> tuple[Any, ...]:
+    """Its annotation, and its default where it has one."""
+    text = "The download: a folder, or an archive with --extract."
+    if converter.needs_source:
+        return (Annotated[Path, typer.Argument(metavar="SRC", help=text)],)
+    return Annotated[Path | None, typer.Argument(metavar="SRC", help=text, show_default=False)], None
 
 
 def _own_parameter(option: Option) -> inspect.Parameter:
@@ -155,10 +159,10 @@ def _keep_labels(converter: Converter) -> Any:
     return KEEP_LABELS
 
 
-def _refuse_taken_options(converter: Converter, common: dict[str, Any]) -> None:
+def _refuse_taken_options(converter: Converter) -> None:
     from diffseg_nnunet.errors import StageFailedError
 
-    taken = {"--keep-labels", *(one for info, _ in common.values() for one in _flags(info))}
+    taken = {"--keep-labels", *(one for info, _ in _COMMON.values() for one in _flags(info))}
     if both := sorted(taken & {flag(option.name) for option in converter.options}):
         raise StageFailedError(
             f"The converter '{converter.format_name}' has the option {', '.join(both)}, which every format has.",

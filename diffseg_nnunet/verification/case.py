@@ -212,7 +212,7 @@ class _CaseCheck:
         if unknown:
             self.add(
                 "label_values",
-                f"The label {path} holds values that dataset.json does not name: {listed(sorted(unknown))} "
+                f"The label {path} holds values that have no name: {listed(sorted(unknown))} "
                 f"(named are {listed(sorted(allowed or ()))}).",
                 "Name them, or give those voxels a named value.",
             )

@@ -17,6 +17,7 @@ CT = "ct"
 # With air at -1000 any scan of a body has voxels below 0, if only fat; rounding and interpolation may leave a few HU.
 OFFSET_MINIMUM_HU = -10.0
 OFFSET_MAXIMUM_HU = 2000.0
+OFFSET_BRIGHT_HU = 1000.0  # at the 99.5th percentile, even of a windowed scan: dense bone, or soft tissue plus 1024
 EIGHT_BIT = (100.0, 255.0)
 # 16 bits, and what marks the outside of the field of view in them
 LARGEST_HU = 32767.0
@@ -69,7 +70,9 @@ def _hounsfield(case: str, number: int, channel: ChannelRecord) -> Iterator[Find
     if channel.minimum <= -LARGEST_HU - 1 or channel.maximum > LARGEST_HU:
         message = f"{where}: no CT number, perhaps a mark of what lies outside the field of view."
         yield Finding("hu_huge", case, message, "Give those voxels the value of air, -1000.", "warning")
-    elif channel.minimum >= OFFSET_MINIMUM_HU and channel.maximum > OFFSET_MAXIMUM_HU:
+    elif channel.minimum >= OFFSET_MINIMUM_HU and (
+        channel.maximum > OFFSET_MAXIMUM_HU or channel.percentile_99_5 > OFFSET_BRIGHT_HU
+    ):
         message = f"{where} and nothing below: air seems to be at 0 instead of -1000, so that other CTs do not compare."
         yield Finding("hu_offset", case, message, f"{rescale}, or subtract 1024 from every voxel.", "warning")
     elif channel.whole_numbers and channel.minimum >= 0 and EIGHT_BIT[0] <= channel.maximum <= EIGHT_BIT[1]:

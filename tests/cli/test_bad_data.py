@@ -46,7 +46,7 @@ BROKEN_CASES: dict[str, tuple[Break, tuple[str, ...]]] = {
     ),
     "label_values": (
         lambda s: s.write(s.broken_label, ZEROS + 7),
-        ("b.nii.gz holds values that dataset.json does not name: 7 (named are 0, 1)", "Name them"),
+        ("b.nii.gz holds values that have no name: 7 (named are 0, 1)", "Name them"),
     ),
     "fractions": (
         lambda s: s.write(s.broken_label, ONES / 2),

@@ -172,6 +172,12 @@ def test_exit_codes_and_reports(diffseg: CommandLine, source: Source) -> None:
     assert "next: diffseg run 5" in mended.out
 
 
+def test_a_report_that_cannot_be_written_is_seen_first(diffseg: CommandLine, source: Source) -> None:
+    (diffseg.folder / "why").touch()
+    folder_format(diffseg, source, "--report", "why/not").refused("--report why/not cannot be a folder")
+    assert written(diffseg) == []
+
+
 def test_bad_cases_are_skipped_on_request(diffseg: CommandLine, source: Source) -> None:
     source.broken_image.write_bytes(b"x")
     folder_format(diffseg, source).refused("--skip-bad")
@@ -199,6 +205,13 @@ def test_an_archive(diffseg: CommandLine, source: Source) -> None:
     assert content(diffseg, "Dataset005_Clinic")["source"] == "source"
 
 
+def test_archives_within_a_folder_are_named(diffseg: CommandLine) -> None:
+    (diffseg.folder / "download/Abdomen").mkdir(parents=True)
+    (diffseg.folder / "download/Abdomen/RawData.zip").touch()
+    for form in ("btcv", "auto"):
+        diffseg("convert", form, "download", "--id", 5).refused("It holds archives: Abdomen/RawData.zip", "Extract")
+
+
 # --- recognition ------------------------------------------------------------------------------------------------------
 
 
@@ -206,6 +219,8 @@ def test_auto_asks_then_converts(diffseg: CommandLine, source: Source) -> None:
     known = third_party(diffseg, "clinic", "broken")
     finished = diffseg("convert", "auto", "source", "--id", 5, "--splits", "n=1", **known)
     finished.refused("format 'clinic'", "Run `diffseg convert clinic source --id 5 --splits n=1`, or add --yes")
+    # nothing is written, so that nothing needs to be agreed to
+    assert "3 training" in diffseg("convert", "auto", "source", "--id", 5, "--dry-run", **known).ok().out
     assert "clinic: 3 image(s) are named as in the clinic's folders (certainty 0.9)" in finished.out
     assert "the format 'broken' could not be asked: RuntimeError: built for another Python" in finished.out
     assert written(diffseg) == []

@@ -9,7 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from diffseg_nnunet.dataset_conversion.archives import extract, extracted_folder, is_archive, unpacked_bytes
+from diffseg_nnunet.dataset_conversion.archives import (
+    archives_in,
+    extract,
+    extracted_folder,
+    is_archive,
+    unpacked_bytes,
+)
 from diffseg_nnunet.errors import BadInputError
 
 FILES = {"Task01/imagesTr/a.nii.gz": b"image" * 100, "Task01/dataset.json": b"{}"}
@@ -106,8 +112,23 @@ def test_a_damaged_member_takes_all_others_with_it(folder: Path) -> None:
 def test_a_name_that_occurs_twice(folder: Path) -> None:
     with tarfile.open(folder / "data.tar", "w") as archive:
         for _ in range(2):
-            archive.addfile(tarfile.TarInfo("a"), io.BytesIO())
-    assert "twice" in refusal(folder / "data.tar")
+            archive.addfile(tarfile.TarInfo("a.txt"), io.BytesIO())
+    assert "it holds 'a.txt' twice" in refusal(folder / "data.tar")
+
+
+def test_a_file_within_a_file(folder: Path) -> None:
+    with zipfile.ZipFile(folder / "data.zip", "w") as archive:
+        archive.writestr("a.txt", "1")
+        archive.writestr("a.txt/b.txt", "2")
+    assert "it holds 'a.txt' twice" in refusal(folder / "data.zip")
+
+
+def test_archives_in_a_folder(folder: Path) -> None:
+    (folder / "sub/deep").mkdir(parents=True)
+    for name in ("b.ZIP", "sub/a.tar.gz", "sub/c.7z", "sub/deep/d.zip", "._e.zip", "f.nii.gz"):
+        (folder / name).touch()
+    assert archives_in(folder) == [folder / "b.ZIP", folder / "sub/a.tar.gz", folder / "sub/c.7z"]
+    assert archives_in(folder / "nowhere") == []
 
 
 def test_an_empty_archive_and_no_archive(folder: Path) -> None:

@@ -88,7 +88,7 @@ def interrupted(source: Path, workspace: Workspace, after: int) -> None:
     """Leave what a conversion leaves that is interrupted after some cases."""
 
     def stop(done: int, total: int) -> None:
-        if done == after:
+        if done >= after:  # the thread may be ahead of its reports
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

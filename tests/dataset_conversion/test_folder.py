@@ -14,7 +14,8 @@ import pytest
 import SimpleITK as sitk
 
 from diffseg_nnunet.dataset_conversion.core import ConversionReport, convert
-from diffseg_nnunet.dataset_conversion.folder import FolderConverter, parse_label_names
+from diffseg_nnunet.dataset_conversion.folder import FolderConverter
+from diffseg_nnunet.dataset_conversion.label_names import named_values
 from diffseg_nnunet.errors import EXIT_BAD_INPUT, BadInputError
 from diffseg_nnunet.raw_dataset import RawDataset
 from diffseg_nnunet.verification import verify_dataset
@@ -325,7 +326,7 @@ def test_label_names_in_a_table(run: Run, source: Path, table: str) -> None:
         ("0,background\nliver,1\n", "is no table of label names"),
         ("0,1\n1,2\n", "is no table of label names"),
         ("0,background\n1,liver\n2,liver\n", "two labels are called 'liver'"),
-        ("1,liver\n2,tumour\n", "label values are 1, 2"),
+        ("1,liver\n1,tumour\n", "several labels have the value 1"),
     ],
 )
 def test_tables_that_cannot_be(run: Run, workspace: Workspace, source: Path, table: str, words: str) -> None:
@@ -336,24 +337,51 @@ def test_tables_that_cannot_be(run: Run, workspace: Workspace, source: Path, tab
 
 
 def test_what_the_command_hands_over(source: Path) -> None:
-    """The command has no SRC; each declared option is a keyword of `plan`."""
-    assert not FolderConverter.takes_source
+    """The command may have SRC or not; each declared option is a keyword of `plan`."""
+    assert not FolderConverter.needs_source
     given = {option.name: None for option in FolderConverter.options} | {"images": source / "images", "modality": "CT"}
     plan = FolderConverter().plan(None, name="Pool", **given)
     assert [case.role for case in plan.cases] == ["unlabelled"] * 2
-    with pytest.raises(BadInputError, match="needs --modality, --name"):
+    with pytest.raises(BadInputError, match="needs --modality"):
         FolderConverter().plan(None, images=source / "images")
+    with pytest.raises(BadInputError, match="needs SRC or --images"):
+        FolderConverter().plan(None, modality="CT")
+
+
+def test_a_source_that_holds_all(source: Path, tmp_path: Path) -> None:
+    """Images, labels and their names are found below SRC, and the data set is called as it is."""
+    plan = FolderConverter().plan(source, modality="CT")
+    assert (plan.name, [case.role for case in plan.cases]) == ("source", ["training"] * 2)
+    assert plan.labels == {"background": 0, "liver": 1, "tumour": 2}
+    assert FolderConverter().plan(None, images=source / "images", modality="CT").name == "source"
+    # what is given counts, and images may lie right there
+    (source / "other.json").write_text('{"liver": 2, "tumour": 1}')
+    assert FolderConverter().plan(source, modality="CT", label_names=source / "other.json").labels["liver"] == 2
+    pool = FolderConverter().plan(source / "images", modality="CT", name="Pool")
+    assert (pool.name, [case.role for case in pool.cases]) == ("Pool", ["unlabelled"] * 2)
+
+
+def test_gaps_between_label_values_are_closed(run: Run, source: Path) -> None:
+    """By name; nnU-Net's ignore label becomes the last one, whatever its value was."""
+    label = organs()
+    label[6:] = 255
+    write(source / "labels/liver_1.nii.gz", np.where(label == 2, 7, label), 1)
+    write(source / "labels/liver_2.nii.gz", np.where(label == 255, 0, label * 7 // 2 * (label == 2)), 2)
+    (source / "labels.json").write_text('{"ignore": 255, "tumour": 7, "liver": 1}')
+    report = run()
+    assert RawDataset.open(report.folder).labels == {"background": 0, "liver": 1, "tumour": 2, "ignore": 3}
+    assert report.notes == ("The label values 0, 1, 7, 255 became 0 to 3, by their names.",)
+    written = sitk.GetArrayFromImage(sitk.ReadImage(str(report.folder / "labelsTr/liver_1.nii.gz")))
+    np.testing.assert_array_equal(written, np.where(label == 255, 3, label))
+    other = sitk.GetArrayFromImage(sitk.ReadImage(str(report.folder / "labelsTr/liver_2.nii.gz")))
+    np.testing.assert_array_equal(other, np.where(label == 2, 2, 0))
 
 
 def test_recognised_weakly(source: Path, tmp_path: Path) -> None:
     found = FolderConverter().recognise(source)
     assert found.certainty < 0.5
-    assert found.options == {
-        "images": source / "images",
-        "labels": source / "labels",
-        "label_names": source / "labels.json",
-    }
-    assert FolderConverter().recognise(source / "labels").options == {"images": source / "labels"}
+    assert found.options == {}
+    assert FolderConverter().recognise(source / "labels").reason.startswith("2 image(s)")
     assert FolderConverter().recognise(tmp_path) is None
 
 
@@ -421,6 +449,15 @@ def test_identifiers_that_would_break_later(run: Run, workspace: Workspace, sour
     assert f"{identifier}.nii.gz) cannot be a case identifier" in message
 
 
+def test_all_names_that_would_break_later_are_told(run: Run, workspace: Workspace, source: Path) -> None:
+    for name in ("é 1", "é 2", "é 3"):
+        for part in ("images", "labels"):
+            shutil.copy(source / part / "liver_1.nii.gz", source / part / f"{name}.nii.gz")
+    message = refusal(run, workspace)
+    assert "'é 1'" in message
+    assert "Nor can 2 more: é 2, é 3." in message
+
+
 @pytest.mark.parametrize("name", ["my liver", "../Liver", "/tmp/Liver", "a__b", ""])
 def test_names_that_cannot_be(run: Run, workspace: Workspace, tmp_path: Path, name: str) -> None:
     assert "--name" in refusal(run, workspace, name=name)
@@ -450,13 +487,11 @@ def test_ids_out_of_range(run: Run, workspace: Workspace) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ({"background": 0, "liver": 1, "tumour": 3}, "label values are 0, 1, 3"),
-        ({"liver": 1, "tumour": 2}, "label values are 1, 2"),
-        ({"background": 0, "liver": 1, "tumour": 1}, "label values are 0, 1, 1"),
+        ({"background": 0, "liver": 1, "tumour": 1}, "several labels have the value 1"),
         ({"background": 0, "liver": 1.5}, "does not pair a name with a whole number"),
         ({"background": 0, "liver": [1, 2]}, "does not pair a name with a whole number"),
         ({"0": "background", "1": "liver", "2": "liver"}, "two labels are called 'liver'"),
-        ({}, "label values are none"),
+        ({}, "names no label"),
     ],
 )
 def test_label_names_that_nnunet_cannot_use(
@@ -470,9 +505,10 @@ def test_label_names_that_nnunet_cannot_use(
 
 def test_label_names_of_either_direction() -> None:
     expected = {"background": 0, "liver": 1, "tumour": 2}
-    assert parse_label_names({"tumour": 2, "background": 0, "liver": 1}, "x") == expected
-    assert parse_label_names({"0": "Background", "2": "tumour", "1": "liver"}, "x") == expected
-    assert parse_label_names({"background": "0", "liver": "1", "tumour": "2"}, "x") == expected
+    assert named_values({"tumour": 2, "background": 0, "liver": 1}, "x") == expected
+    assert named_values({"0": "Background", "2": "tumour", "1": "liver"}, "x") == expected
+    assert named_values({"background": "0", "liver": "1", "tumour": "2"}, "x") == expected
+    assert named_values({"liver": 1, "tumour": 2}, "x") == expected
 
 
 def test_label_names_that_are_missing_or_superfluous(run: Run, workspace: Workspace, source: Path) -> None:
@@ -509,7 +545,7 @@ def test_different_geometry(run: Run, workspace: Workspace, source: Path, name: 
 def test_label_values_that_have_no_name(run: Run, workspace: Workspace, source: Path) -> None:
     (source / "labels.json").write_text('{"background": 0, "liver": 1}')
     message = refusal(run, workspace)
-    assert message.count("does not name: 2 (named are 0, 1)") == 2
+    assert message.count("that have no name: 2 (named are 0, 1)") == 2
 
 
 def test_labels_that_are_no_integers(run: Run, workspace: Workspace, source: Path) -> None:

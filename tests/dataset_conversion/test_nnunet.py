@@ -317,7 +317,7 @@ def test_one_case_twice(tmp_path: Path, run: Run) -> None:
 
 
 def test_values_and_names_that_do_not_match(tmp_path: Path, run: Run) -> None:
-    with pytest.raises(BadInputError, match=r"does not name: 4 \(named are 0, 1, 2, 3\)"):
+    with pytest.raises(BadInputError, match=r"that have no name: 4 \(named are 0, 1, 2, 3\)"):
         run(raw(tmp_path, labels={name: value for name, value in LABELS.items() if value < 4}))
     assert "several labels have the value 1" in refusal(raw(tmp_path / "b", labels={"background": 0, "a": 1, "b": 1}))
 

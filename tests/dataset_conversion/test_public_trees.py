@@ -417,7 +417,7 @@ def test_kits_of_unknown_release(tmp_path: Path, convert: Convert) -> None:
     truth = kits(tree, (3,), KITS)
     made = plan("kits", tree.root)
     assert "give --release" in made.notes[-1]
-    with pytest.raises(BadInputError, match=r"does not name: 3 \(named are 0, 1, 2\)"):
+    with pytest.raises(BadInputError, match=r"that have no name: 3 \(named are 0, 1, 2\)"):
         convert(made)
     convert(plan("kits", tree.root, release="23")).check("Tr", "case_00003", tree, *truth["case_00003"])
     assert "no release '20'" in refusal("kits", tree.root, release="20")

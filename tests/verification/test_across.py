@@ -53,6 +53,7 @@ def test_sound_records() -> None:
     ("code", "changes"),
     [
         ("hu_offset", {"minimum": 0, "maximum": 3071}),
+        ("hu_offset", {"minimum": 899, "maximum": 1299, "percentile_99_5": 1290}),  # a window, plus 1024
         ("hu_8bit", {"minimum": 0, "maximum": 255}),
         ("hu_huge", {"minimum": -32768}),
         ("hu_huge", {"maximum": 65535.0}),

@@ -176,7 +176,7 @@ def test_unknown_label_values_are_listed(case: Case) -> None:
     label[0, 0, :2] = 7, 255
     write(case.label, label)
     finding = only(findings(case), "label_values")
-    assert "does not name: 7, 255 (named are 0, 1, 2)" in finding.message
+    assert "that have no name: 7, 255 (named are 0, 1, 2)" in finding.message
     assert findings(case, label_values=None) == {}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,11 @@ import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from torch import Tensor, nn
 
+from diffseg_nnunet.budgets.annotation import Annotation
+from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.inference.validation import predictor_of, validate_fold
 from diffseg_nnunet.planning.section import allowed_mirror_axes
 from diffseg_nnunet.training.adaptation import Adaptation, adapt, require_share
@@ -21,6 +25,12 @@ from diffseg_nnunet.training.settings import Strategy, TrainingSettings
 
 from .base import DiffSegTrainerBase, unwrapped
 from .loaders import SeededLoader
+from .sparse import (
+    SparselyAnnotatedDataset,
+    keep_single_voxels,
+    sparse_annotations,
+    with_ignore_label,
+)
 
 INITIAL_LR = {
     ("sgd", "scratch"): 1e-2,  # nnU-Net
@@ -85,7 +95,8 @@ class DiffSegTrainer(DiffSegTrainerBase):
     """nnU-Net's training of the planned network, fine-tuning unless said otherwise.
 
     Left and right are not swapped where the plan says so, in training and at test time. The pretrained weights are
-    loaded by ``diffseg train`` (or by ``nnUNetv2_train -pretrained_weights``), not here.
+    loaded by ``diffseg train`` (or by ``nnUNetv2_train -pretrained_weights``), not here. Of a fold that is a label
+    budget, only what is annotated is learned from; its validation cases have all their labels.
 
     Attributes:
         strategy: its registered name.
@@ -99,6 +110,23 @@ class DiffSegTrainer(DiffSegTrainerBase):
     frozen: tuple[str, ...] = ()
     is_stock = True
     votes = False
+    _annotated_cases: SparselyAnnotatedDataset | None = None
+
+    @cached_property
+    def annotations(self) -> Mapping[str, Annotation] | None:
+        """What is annotated in each training case; None where whole cases are."""
+        return sparse_annotations(self.preprocessed_dataset_folder_base, self.fold)
+
+    def initialize(self) -> None:
+        if self.annotations is not None:
+            if self.is_cascaded:
+                raise BadInputError(
+                    f"{self.configuration_name} is a cascade, which does not learn from cases annotated in part.",
+                    "Choose another configuration, or a label budget of whole cases.",
+                )
+            # not in dataset.json: the ignore label is none of the data set's, nor of the model's
+            self.label_manager = with_ignore_label(self.plans_manager, self.dataset_json)
+        super().initialize()
 
     def apply(self, settings: TrainingSettings) -> None:
         super().apply(settings)
@@ -177,12 +205,23 @@ class DiffSegTrainer(DiffSegTrainerBase):
             patch_size, rotation, scales, axes, dummy_2d, self.configuration_manager.use_mask_for_norm, **labels
         )
         _stop_timing(training_transforms)
+        if self.annotations is not None:
+            keep_single_voxels(training_transforms)
         validation_transforms = self.get_validation_transforms(scales, **labels)
         training, validation = self.get_tr_and_val_datasets()
+        all_labels = self.plans_manager.get_label_manager(self.dataset_json)
         return (
-            self._loader(training, initial_patch_size, training_transforms),
-            self._loader(validation, patch_size, validation_transforms),
+            self._loader(training, initial_patch_size, training_transforms, self.label_manager),
+            self._loader(validation, patch_size, validation_transforms, all_labels),
         )
+
+    def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
+        training, validation = super().get_tr_and_val_datasets()
+        if self.annotations is None:
+            return training, validation
+        if self._annotated_cases is None:  # once, since their labels are read
+            self._annotated_cases = SparselyAnnotatedDataset(training, self.annotations, self.label_manager)
+        return self._annotated_cases, validation
 
     def _label_options(self) -> dict[str, Any]:
         """What nnU-Net's transforms must know of the labels."""
@@ -213,13 +252,13 @@ class DiffSegTrainer(DiffSegTrainerBase):
             "keys": [f"noise_{index}" for index in range(len(samples))],
         }
 
-    def _loader(self, dataset: Any, patch_size: Any, transforms: Any) -> SeededLoader:
+    def _loader(self, dataset: Any, patch_size: Any, transforms: Any, label_manager: LabelManager) -> SeededLoader:
         return SeededLoader(
             dataset,
             self.batch_size,
             patch_size,
             self.configuration_manager.patch_size,
-            self.label_manager,
+            label_manager,
             oversample_foreground_percent=self.oversample_foreground_percent,
             probabilistic_oversampling=self.probabilistic_oversampling,
             transforms=transforms,

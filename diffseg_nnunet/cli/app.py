@@ -13,6 +13,7 @@ import typer
 from diffseg_nnunet import __version__
 from diffseg_nnunet.atomic import DISK_FULL
 from diffseg_nnunet.cli import (
+    benchmark,
     convert,
     coordinates,
     dataset,
@@ -20,6 +21,7 @@ from diffseg_nnunet.cli import (
     doctor,
     evaluate,
     export,
+    labels,
     plan,
     predict,
     preprocess,
@@ -56,12 +58,14 @@ app.command()(plan.plan)
 app.command()(preprocess.preprocess)
 app.command()(pretrain.pretrain)
 app.command()(sample.sample)
+app.command()(labels.labels)
 app.command()(train.train)
 app.command()(refine.refine)
 app.command()(predict.predict)
 app.command()(coordinates.coordinates)
 app.command()(evaluate.evaluate)
 app.command()(run_command.run)
+app.command()(benchmark.benchmark)
 app.command()(export.export)
 app.command()(demo.demo)
 

@@ -48,6 +48,7 @@ _LISTS = {
     "predict": (*_CONFIGURATIONS, *_FOLDS),
     "export": _FOLDS,
     "sample": ("--size",),
+    "benchmark": ("--strategies", "--budgets", "--seeds", "--fold", "--test-cases", "--unlabeled"),
 }
 _WITHOUT_POSITIONAL = ("predict", "sample")
 

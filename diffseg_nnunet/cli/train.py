@@ -19,6 +19,7 @@ from diffseg_nnunet.cli.arguments import (
     Workspace,
 )
 from diffseg_nnunet.cli.console import is_first, open_project
+from diffseg_nnunet.cli.labels import Labels, LabelSeed
 from diffseg_nnunet.cli.pretrain import OPTIMIZERS, InitialRate, Iterations, Optimizer, Resume, Workers
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ def train(
     pretrained: Annotated[
         Path | None, typer.Option(help="Checkpoint to start from; else this data set's own.", show_default=False)
     ] = None,
+    labels: Labels = None,
+    label_seed: LabelSeed = 0,
     npz: Annotated[bool, typer.Option("--npz", help="Also store softmax outputs of the validation cases.")] = False,
     probe_time_steps: Annotated[
         str | None,
@@ -63,6 +66,10 @@ def train(
         check_choice("--optimizer", optimizer, OPTIMIZERS)
         check_choice("--precision", precision, ("auto", "float32", "bfloat16"))
         chosen = parse_fold(fold)
+        if labels is not None:
+            from diffseg_nnunet.cli.labels import fold_of_budget
+
+            chosen = fold_of_budget(project, configuration, chosen, labels, label_seed)
         from diffseg_nnunet.pipeline.evaluating import evaluate_validation
         from diffseg_nnunet.pipeline.stages import train as train_stage
 
@@ -89,7 +96,7 @@ def train(
             return
         from diffseg_nnunet.evaluation.tables import summary_table
 
-        evaluation = evaluate_validation(project, strategy, configuration, fold)
+        evaluation = evaluate_validation(project, strategy, configuration, chosen)
         project.reporter.console.print(summary_table(evaluation))
         project.reporter.info(f"model: {checkpoint}")
         for failure in evaluation.failures:

@@ -81,9 +81,9 @@ def _by_protocol(evaluation: Evaluation) -> str:
 
 def _cells(summary: Summary) -> list[str]:
     scores = [
-        _estimate(summary.dsc, 3),
-        _estimate(summary.nsd, 3),
-        _estimate(summary.hd95_mm, 1),
+        estimate_text(summary.dsc, 3),
+        estimate_text(summary.nsd, 3),
+        estimate_text(summary.hd95_mm, 1),
         _mean(summary.assd_mm, "{:.2f}"),
         _mean(summary.volume_error_relative, "{:+.1%}"),
     ]
@@ -94,10 +94,11 @@ def _comparison_cells(score: PairedScore) -> tuple[str, ...]:
     heading, digits = _SHOWN_METRICS[score.metric]
     effect = UNDEFINED if score.rank_biserial is None else f"{score.rank_biserial:+.2f}"
     counts = f"{score.wins}/{score.ties}/{score.losses}"
-    return heading, _estimate(score.difference, digits, "+"), _p(score.p), _p(score.p_holm), effect, counts
+    return heading, estimate_text(score.difference, digits, "+"), p_text(score.p), p_text(score.p_holm), effect, counts
 
 
-def _p(p: float | None) -> str:
+def p_text(p: float | None) -> str:
+    """A p-value, or UNDEFINED."""
     if p is None:
         return UNDEFINED
     return f"{p:.3f}" if p >= 0.001 else f"{p:.0e}"
@@ -107,7 +108,8 @@ def _mean(estimate: Estimate, form: str) -> str:
     return form.format(estimate.mean) if estimate.n else UNDEFINED
 
 
-def _estimate(estimate: Estimate, digits: int, sign: str = "") -> str:
+def estimate_text(estimate: Estimate, digits: int, sign: str = "") -> str:
+    """Mean and interval, "0.812 [0.790, 0.830]"; UNDEFINED where nothing is defined."""
     if estimate.n == 0:
         return UNDEFINED
     mean = f"{estimate.mean:{sign}.{digits}f}"

@@ -43,6 +43,11 @@ def signature(inputs: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
 
+def versions() -> dict[str, str]:
+    """Of the packages that results depend on most."""
+    return {package: version(package) for package in _PACKAGES}
+
+
 @dataclass
 class StageRun:
     """A stage that is running: what it notes in `outputs` is recorded when it finishes."""
@@ -134,7 +139,7 @@ class Manifest:
             "status": "running",
             "signature": digest,
             "settings": dict(settings),
-            "versions": {package: version(package) for package in _PACKAGES},
+            "versions": versions(),
             "start": _now(),
         }
         self._put(name, record)

@@ -12,6 +12,7 @@ from diffseg_nnunet.inference.predictor import FailedCase
 from diffseg_nnunet.inference.refining import RefineOptions
 from diffseg_nnunet.pipeline import planning, prediction, preprocessing, refining, selection, stages
 from diffseg_nnunet.pipeline.evaluating import evaluate_validation
+from diffseg_nnunet.pipeline.label_budgets import base_fold
 from diffseg_nnunet.pipeline.planning import PlanRequest
 from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.pipeline.refiner_selection import RefinerSelection, select_refiner
@@ -167,6 +168,7 @@ def _train_fold(project: Project, request: RunRequest, configuration: str, fold:
 
 
 def _pretrain(project: Project, request: RunRequest, configuration: str, fold: Fold) -> Path:
+    fold = base_fold(project, configuration, fold)
     settings = _kept(project, f"pretrain/{configuration}/fold_{fold}", request.pretraining)
     return stages.pretrain(project, configuration, fold, request.device, **settings)
 

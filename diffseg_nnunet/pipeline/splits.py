@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from diffseg_nnunet.atomic import write_json
+from diffseg_nnunet.budgets.folds import LABEL_BUDGETS, read_budget_folds
 from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.raw_dataset import SPLITS_FILE
@@ -19,10 +20,12 @@ def ensure_splits(project: Project, configuration: str) -> Splits:
 
     Where there are none, those of the raw data set are taken, which its conversion chose, else nnU-Net's rule makes
     them. Splits that this rule made are made anew when cases have come or gone. A user's own (a published split) are
-    never touched: cases they leave out are warned of, cases that do not exist are refused.
+    never touched: cases they leave out are warned of, cases that do not exist are refused. Folds that are label budgets
+    go with the folds they were drawn from.
 
     Raises:
-        BadInputError: too few cases for a split; the file is no splits file; it names cases that do not exist.
+        BadInputError: too few cases for a split; the file is no splits file; it names cases that do not exist, or
+            disagrees with the record of label budgets.
     """
     path = project.preprocessed / SPLITS_FILE
     cases = sorted(project.labelled_preprocessed(configuration))
@@ -31,13 +34,17 @@ def ensure_splits(project: Project, configuration: str) -> Splits:
         write_json(path, _read(chosen))
     if path.is_file():
         splits = _read(path)
-        named = sorted({case for split in splits for part in ("train", "val") for case in split[part]})
+        budgets = read_budget_folds(project.preprocessed, splits)
+        drawn_from = [split for fold, split in enumerate(splits) if fold not in budgets]
+        named = sorted({case for split in drawn_from for part in ("train", "val") for case in split[part]})
         if named == cases:
             return splits
-        if not _made_by_rule(splits, named):
+        if not _made_by_rule(drawn_from, named):
             _check_own(project, path, named, cases)
             return splits
         project.reporter.warn(f"cases have come or gone since {path} was written: the folds are drawn anew")
+        for budget in budgets.values():
+            project.reporter.warn(f"fold {budget.fold} is no longer {budget.labels} of fold {budget.base}: ask again")
     if len(cases) < 2:
         raise BadInputError(
             f"{project.name} has {len(cases)} labelled case(s) preprocessed for {configuration}: too few for a split.",
@@ -45,6 +52,7 @@ def ensure_splits(project: Project, configuration: str) -> Splits:
         )
     splits = _by_rule(cases)
     write_json(path, splits)
+    (project.preprocessed / LABEL_BUDGETS).unlink(missing_ok=True)
     return splits
 
 

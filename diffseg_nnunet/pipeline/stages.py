@@ -16,6 +16,7 @@ from diffseg_nnunet import registry
 from diffseg_nnunet.atomic import remove_leftovers
 from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.pipeline.device import gpu_memory_watched, gpu_of, prepare_device, release_memory
+from diffseg_nnunet.pipeline.label_budgets import base_fold, budget_of
 from diffseg_nnunet.pipeline.preprocessing import preprocessing_inputs, require_preprocessed
 from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.pipeline.splits import check_fold, ensure_splits
@@ -35,7 +36,8 @@ def pretrain(
     """Pretrain the planned network; resumes an interrupted run with the same inputs, skips a finished one.
 
     Args:
-        fold: its training cases and the unlabelled pool are pretrained on; "all": every case.
+        fold: its training cases and the unlabelled pool are pretrained on; "all": every case. A label budget is
+            pretrained for as the fold it was drawn from is.
         resume: False sets earlier results aside and starts afresh.
         settings: fields of :class:`PretrainingSettings` other than the plan's; of ``diffusion`` and ``coordinates``
             those fields that differ.
@@ -48,6 +50,7 @@ def pretrain(
     planned = stage_plan(plans, configuration, "pretraining")
     require_preprocessed(project, configuration)
     chosen = PretrainingSettings.from_plan(diffseg_section(plans), **settings)
+    fold = base_fold(project, configuration, fold)
     cases = fold_cases(project, configuration, fold)
     inputs = stage_inputs(project, configuration, cases, chosen)
     folder = project.model_folder("pretrain", configuration) / f"fold_{fold}"
@@ -73,7 +76,8 @@ def train(
 
     Args:
         strategy: a registered trainer's name: "scratch", or one of those that start from a pretrained network.
-        pretrained: checkpoint to start from; None: this data set's own of the same fold, else of all cases.
+        pretrained: checkpoint to start from; None: this data set's own of the same fold (of the fold it was drawn
+            from, if it is a label budget), else of all cases.
         save_probabilities: of the validation cases, for ensembling configurations.
         resume: False sets earlier results aside and starts afresh.
         settings: fields of the trainer's settings, :class:`TrainingSettings` or :class:`ProbingSettings`.
@@ -99,16 +103,19 @@ def train(
         raise BadInputError(f"--probe-time-steps does not go with --strategy {strategy}.", "Leave one of them out.")
     chosen = settings_type(**settings)
     inputs = stage_inputs(project, configuration, cases, chosen) | {"strategy": strategy}
+    budget = budget_of(project, configuration, fold)
+    if budget is not None:
+        inputs["labels"] = budget.to_json()
     weights = None
     if strategy != "scratch":
-        source = pretrained or find_pretrained(project, configuration, fold)
+        source = pretrained or find_pretrained(project, configuration, base_fold(project, configuration, fold))
         inputs["pretrained"] = file_digest(source)
         weights = source
     elif pretrained is not None:
         raise BadInputError("--pretrained does not go with --strategy scratch.", "Leave one of them out.")
     folder = project.model_folder(strategy, configuration) / f"fold_{fold}"
     stage = f"train/{strategy}/{configuration}/fold_{fold}"
-    noted = chosen.to_json()
+    noted = chosen.to_json() | ({} if budget is None else {"labels": budget.to_json()})
     job = Job(project, strategy, stage, folder, inputs, planned, chosen, noted, device, weights, save_probabilities)
     return run_job(job, resume)
 

@@ -1,0 +1,129 @@
+"""What networks had seen before fine-tuning: test cases are refused, and other data are not FLARE-legal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from diffseg_nnunet.benchmarking.divisions import Division
+from diffseg_nnunet.errors import BadInputError
+from diffseg_nnunet.pipeline.project import Project
+from diffseg_nnunet.pipeline.starting import seen_in_pretraining
+from diffseg_nnunet.pipeline.verifying import examined
+from diffseg_nnunet.raw_dataset import read_json_object
+from diffseg_nnunet.verification import CaseRecord, listed
+
+FLARE22 = "flare22"
+FLARE22_RULE = (
+    'Its rules: "Participants are not allowed to use any additional data and pre-trained models" '
+    "(flare22.grand-challenge.org/Rules)."
+)
+_CONVERSION, _PSEUDO_LABELLED = "conversion.json", "pseudo_labelled"  # as the converters write them
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a data set is from.
+
+    Attributes:
+        name: ``DatasetXXX_Name``.
+        converter: registered name of the format it was converted from; None where that is not recorded.
+        pseudo_labelled: training cases whose labels a model made.
+    """
+
+    name: str
+    converter: str | None
+    pseudo_labelled: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, project: Project) -> Origin:
+        """By what its conversion recorded."""
+        raw = project.raw()
+        record = raw.folder / _CONVERSION
+        converter = read_json_object(record).get("format") if record.is_file() else None
+        made = raw.dataset_json.get(_PSEUDO_LABELLED, {})
+        return cls(project.name, converter, tuple(made.get("cases", ())) if isinstance(made, dict) else ())
+
+
+@dataclass(frozen=True)
+class Legality:
+    """Whether results keep FLARE22's rule on data, and why."""
+
+    legal: bool
+    reason: str
+
+
+def flare_legality(trained_on: Origin, seen: Mapping[str, Iterable[str]], origins: Mapping[str, Origin]) -> Legality:
+    """FLARE22's rule: no data but its own, and no pretrained model that has seen others.
+
+    Args:
+        trained_on: the labelled data set.
+        seen: data set -> cases that a pretraining saw, of all the pretrainings of the benchmark.
+        origins: by data set; one that is missing here is not known.
+    """
+    if trained_on.converter != FLARE22:
+        return Legality(False, f"{trained_on.name} is not FLARE22's data{_known(trained_on)}.")
+    if trained_on.pseudo_labelled:
+        count = len(trained_on.pseudo_labelled)
+        return Legality(False, f"{count} training case(s) have labels that another's model made. {FLARE22_RULE}")
+    foreign = [
+        f"{name}{_known(origins.get(name))} ({len(list(cases))} case(s))"
+        for name, cases in sorted(seen.items())
+        if name not in origins or origins[name].converter != FLARE22
+    ]
+    if foreign:
+        return Legality(False, f"Pretraining saw data that are not FLARE22's: {listed(foreign)}. {FLARE22_RULE}")
+    if not seen:
+        return Legality(True, "Trained on FLARE22's own labelled scans, and nothing was pretrained.")
+    count = sum(len(list(cases)) for cases in seen.values())
+    return Legality(True, f"Pretrained, without labels, on {count} of FLARE22's own scans and on nothing else.")
+
+
+def _known(origin: Origin | None) -> str:
+    if origin is None or origin.converter is None:
+        return ", as far as is recorded"
+    return f", but was converted as '{origin.converter}'"
+
+
+def refuse_seen(checkpoint: Mapping[str, Any], dataset: str, division: Division, source: str) -> None:
+    """Raises BadInputError if a pretraining saw a test case.
+
+    Args:
+        checkpoint: the pretrained one.
+        dataset: the labelled data set.
+        source: the checkpoint's name, for the message.
+    """
+    seen = seen_in_pretraining(checkpoint, dataset, list(division.test))
+    if seen:
+        raise BadInputError(
+            f"{source} was pretrained on the images of {len(seen)} test case(s): {listed(seen)}.",
+            "Pretrain without them: with the pool 'training' or 'unlabeled', on the fold whose test cases they are.",
+        )
+
+
+def refuse_copies(project: Project, pool: Sequence[Project], divisions: Sequence[Division]) -> None:
+    """Raises BadInputError if the voxels of a test case are also those of a case that is trained or pretrained on.
+
+    Args:
+        project: the labelled data set, verified.
+        pool: further data sets that are pretrained on, verified.
+    """
+    own = examined(project).records
+    others = [(f"{each.name}/", record) for each in pool for record in examined(each).records if record.role != "test"]
+    unlabelled = [("", record) for record in own if record.role == "unlabelled"]
+    for division in divisions:
+        training = [("", record) for record in own if record.role == "training" and record.case in division.train]
+        test = [record for record in own if record.role == "training" and record.case in division.test]
+        seen = {_voxels(record): where + record.case for where, record in (*training, *unlabelled, *others)}
+        copies = [f"{record.case} is {seen[_voxels(record)]}" for record in test if _voxels(record) in seen]
+        if copies:
+            raise BadInputError(
+                f"{len(copies)} test case(s) of {project.name} are also in what is trained or pretrained on, by their "
+                f"voxels: {listed(copies)}.",
+                "Remove the copies from the pool, or choose other test cases.",
+            )
+
+
+def _voxels(record: CaseRecord) -> tuple[str, ...]:
+    return tuple(channel.digest for channel in record.channels)

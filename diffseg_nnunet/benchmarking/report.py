@@ -1,0 +1,230 @@
+"""The report folder: benchmark.json, table.md, table.csv, curve.png, learning_curves.png."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import pandas as pd
+
+from diffseg_nnunet.atomic import write_file, write_json, write_text
+from diffseg_nnunet.benchmarking.curves import LearningCurve
+from diffseg_nnunet.benchmarking.divisions import Division
+from diffseg_nnunet.benchmarking.pictures import draw_budget_curve, draw_learning_curves
+from diffseg_nnunet.benchmarking.protocol import OWN_SPLIT, BenchmarkProtocol
+from diffseg_nnunet.benchmarking.provenance import Legality, Origin, flare_legality
+from diffseg_nnunet.benchmarking.published import Conditions, compared
+from diffseg_nnunet.benchmarking.results import METHOD, SHOWN_METRICS, Group, Outcome, group
+from diffseg_nnunet.benchmarking.runner import Benchmark
+from diffseg_nnunet.benchmarking.runs import Run, RunRecord, State
+from diffseg_nnunet.benchmarking.tables import (
+    CSV_COLUMNS,
+    csv_rows,
+    curve_section,
+    main_table,
+    published_section,
+    structure_tables,
+)
+from diffseg_nnunet.budgets.budget import LabelBudget
+from diffseg_nnunet.evaluation.report import read_report
+from diffseg_nnunet.pipeline.manifest import versions
+from diffseg_nnunet.pipeline.project import Project
+from diffseg_nnunet.planning.hardware import memory_limit_gib, usable_cores, visible_gpus
+
+MANIFEST, TABLE_MD, TABLE_CSV = "benchmark.json", "table.md", "table.csv"
+CURVE_PNG, LEARNING_PNG = "curve.png", "learning_curves.png"
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All that a report says.
+
+    Attributes:
+        folds: of the protocol.
+        states, records: by run.
+        groups: of what has finished.
+        curves: of what has finished.
+        seen: base fold -> data set -> cases a pretraining saw.
+        origins: data sets by name, the labelled one first.
+    """
+
+    protocol: BenchmarkProtocol
+    dataset: str
+    folds: tuple[Division, ...]
+    states: Mapping[Run, State]
+    records: Mapping[Run, RunRecord]
+    groups: Sequence[Group]
+    curves: Mapping[Run, LearningCurve]
+    seen: Mapping[int, Mapping[str, Sequence[str]]]
+    origins: Mapping[str, Origin]
+
+    @property
+    def legality(self) -> Legality:
+        together: dict[str, set[str]] = {}
+        for pool in self.seen.values():
+            for name, cases in pool.items():
+                together.setdefault(name, set()).update(cases)
+        return flare_legality(self.origins[self.dataset], together, self.origins)
+
+    @property
+    def conditions(self) -> Conditions:
+        whole = [each for each in self.groups if not LabelBudget.parse(each.labels).is_sparse]
+        protocol = self.protocol
+        return Conditions(
+            self.origins[self.dataset].converter,
+            protocol.split_name,
+            protocol.split_name != OWN_SPLIT and protocol.folds is None,
+            protocol.evaluation,
+            tuple(summary.structure for each in self.groups[:1] for summary in each.evaluation.structures),
+            tuple(sorted({int(each.labelled_cases) for each in whole if each.labelled_cases.is_integer()})),
+        )
+
+
+def gathered(benchmark: Benchmark, folds: tuple[Division, ...]) -> Findings:
+    """What there is so far."""
+    states = benchmark.states(folds)
+    finished = [run for run, state in states.items() if state == "finished"]
+    folders = {run: run.folder(benchmark.output) for run in states}
+    read = {run: RunRecord.read(folder) for run, folder in folders.items() if states[run] != "other settings"}
+    records = {run: record for run, record in read.items() if record is not None}
+    outcomes = [Outcome(run, records[run], read_report(folders[run])) for run in finished]
+    curves = {run: LearningCurve.read(folders[run]) for run in finished}
+    project = benchmark.project
+    names = {project.name: project} | {
+        name: Project(project.workspace, name)
+        for pool in benchmark.pretrainings.seen.values()
+        for name in pool
+        if (project.workspace.raw / name).is_dir()
+    }
+    return Findings(
+        benchmark.protocol,
+        project.name,
+        folds,
+        states,
+        records,
+        group(outcomes, len(folds)),
+        {run: curve for run, curve in curves.items() if curve is not None},
+        benchmark.pretrainings.seen,
+        {name: Origin.of(each) for name, each in names.items()},
+    )
+
+
+def write_benchmark_report(benchmark: Benchmark, folds: tuple[Division, ...]) -> Findings:
+    """Write the files, each whole or not at all, of all runs that have finished so far."""
+    found, output = gathered(benchmark, folds), benchmark.output
+    output.mkdir(parents=True, exist_ok=True)
+    write_text(output / TABLE_MD, "\n\n".join(_markdown(found)) + "\n")
+    rows = pd.DataFrame(list(csv_rows(found.groups)), columns=list(CSV_COLUMNS))
+    write_file(output / TABLE_CSV, lambda temporary: rows.to_csv(temporary, index=False))
+    beside, _ = compared(found.conditions)
+    draw_budget_curve(output / CURVE_PNG, found.groups, _title(found), beside)
+    draw_learning_curves(output / LEARNING_PNG, found.curves)
+    write_json(output / MANIFEST, _manifest(benchmark, found))
+    return found
+
+
+def _title(found: Findings) -> str:
+    cases = sum(len(division.test) for division in found.folds)
+    return f"{found.protocol.name}: {found.dataset}, split {found.protocol.split_name}, {cases} test cases"
+
+
+def _markdown(found: Findings) -> Iterator[str]:
+    protocol, counts = found.protocol, _counts(found.states)
+    yield f"# {_title(found)}"
+    yield (
+        f"{protocol.summary} Scores by `{protocol.evaluation}`; {protocol.iterations} iterations of every training, "
+        f"{protocol.pretrain_iterations} of the pretraining, seeds {', '.join(map(str, protocol.seeds))}. "
+        f"Runs: {', '.join(f'{count} {state}' for state, count in counts.items())}."
+    )
+    legality = found.legality
+    yield f"FLARE22-legal: **{'yes' if legality.legal else 'no'}**. {legality.reason}"
+    if found.groups:
+        yield main_table(found.groups)
+        yield METHOD
+        for labels, table in structure_tables(found.groups):
+            yield f"## DSC by structure, {labels}"
+            yield table
+        yield "## Published figures"
+        yield from published_section(*compared(found.conditions))
+        yield "## Were the networks trained to their end?"
+        yield from curve_section(found.curves)
+    yield from _remarks(found)
+
+
+def _counts(states: Mapping[Run, State]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for state in states.values():
+        counts[state] = counts.get(state, 0) + 1
+    return counts
+
+
+def _remarks(found: Findings) -> Iterator[str]:
+    lines = [f"- {run.name} failed: {record.reason}" for run, record in found.records.items() if record.reason]
+    missing = {
+        f"- seed {run.seed}, {run.labels}: no label of {', '.join(record.missing)}"
+        for run, record in found.records.items()
+        if record.missing
+    }
+    lines += sorted(missing)
+    lines += [
+        f"- {each.strategy}, {each.labels}: {failure.case} was not scored: {failure.reason}"
+        for each in found.groups
+        for failure in each.evaluation.failures
+    ]
+    if lines:
+        yield "## To know"
+        yield "\n".join(lines)
+
+
+def _manifest(benchmark: Benchmark, found: Findings) -> dict[str, Any]:
+    legality, (beside, apart) = found.legality, compared(found.conditions)
+    return {
+        "written": datetime.now(UTC).isoformat(timespec="seconds"),
+        "protocol": found.protocol.to_json(),
+        "dataset": found.dataset,
+        "split": {"name": found.protocol.split_name, "folds": [division.as_fold() for division in found.folds]},
+        "plan": benchmark.plan_request.to_json(),
+        "versions": versions(),
+        "hardware": {
+            "cores": usable_cores(),
+            "memory_gib": round(memory_limit_gib(), 1),
+            "gpus": [gpu.name for gpu in visible_gpus()],
+        },
+        "data": {name: asdict(origin) for name, origin in found.origins.items()},
+        "pretraining_saw": {f"fold_{fold}": dict(pool) for fold, pool in found.seen.items()},
+        "flare_legal": legality.legal,
+        "flare_legal_reason": legality.reason,
+        "runs": {
+            run.name: {"state": state, **(vars(found.records[run]) if run in found.records else {})}
+            for run, state in found.states.items()
+        },
+        "results": [_result(each) for each in found.groups],
+        "method": METHOD,
+        "published": {
+            "comparable": [asdict(each) for each in beside],
+            "not_comparable": [{"method": each.method, "why": why, "source": each.source} for each, why in apart],
+        },
+    }
+
+
+def _result(each: Group) -> dict[str, Any]:
+    """The means over structures; the rest is in the table."""
+    scores: dict[str, Any] = {}
+    for metric in SHOWN_METRICS:
+        found, paired = getattr(each.evaluation.overall, metric), each.paired(metric)
+        scores[metric] = _plain(asdict(found)) | {"by_seed": _plain(dict(each.spread(metric).by_seed))}
+        if paired is not None:
+            scores[metric]["minus_twin"] = _plain(asdict(paired.difference)) | {
+                "p": paired.p,
+                "p_holm": (each.p_holm or {}).get(metric),
+                "seeds": list(each.compared_seeds),
+            }
+    return {"strategy": each.strategy, "labels": each.labels, "labelled_cases": each.labelled_cases, "scores": scores}
+
+
+def _plain(content: Mapping[Any, Any]) -> dict[str, Any]:
+    """As JSON has it: NaN is null."""
+    return {str(k): None if isinstance(v, float) and math.isnan(v) else v for k, v in content.items()}

@@ -1,0 +1,248 @@
+"""Run a benchmark by the pipeline's own stages: resumable, nothing twice, one failure no reason to stop."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from diffseg_nnunet.atomic import DISK_FULL, write_text
+from diffseg_nnunet.benchmarking.curves import LearningCurve
+from diffseg_nnunet.benchmarking.divisions import Division, divisions, ensure_fold
+from diffseg_nnunet.benchmarking.protocol import TWIN, BenchmarkProtocol
+from diffseg_nnunet.benchmarking.provenance import refuse_copies, refuse_seen
+from diffseg_nnunet.benchmarking.runs import Run, RunRecord, State, list_runs, run_signature, set_aside_other, state_of
+from diffseg_nnunet.budgets.folds import BudgetFold
+from diffseg_nnunet.errors import BadInputError, DiffSegError
+from diffseg_nnunet.evaluation.labels import read_label_names
+from diffseg_nnunet.evaluation.protocols import find_protocol
+from diffseg_nnunet.evaluation.report import SCORES_JSON
+from diffseg_nnunet.evaluation.structures import match_structures
+from diffseg_nnunet.pipeline import planning, preprocessing, stages
+from diffseg_nnunet.pipeline.device import prepare_device, release_memory
+from diffseg_nnunet.pipeline.evaluating import evaluate
+from diffseg_nnunet.pipeline.label_budgets import draw_budget
+from diffseg_nnunet.pipeline.planning import PlanRequest
+from diffseg_nnunet.pipeline.project import Project
+from diffseg_nnunet.pipeline.starting import FINAL, LATEST
+from diffseg_nnunet.pipeline.verifying import verify
+from diffseg_nnunet.planning.hardware import resolve_device
+from diffseg_nnunet.raw_dataset import DATASET_JSON, SPLITS_FILE
+from diffseg_nnunet.registry import load as load_registered
+from diffseg_nnunet.training.checkpoint import file_digest, load_safely
+from diffseg_nnunet.training.schedules import split_iterations
+
+TRACEBACK = "traceback.txt"
+
+
+@dataclass
+class Pretrainings:
+    """The pretrained networks of the base folds, each made when it is first asked for.
+
+    Attributes:
+        checkpoints: base fold -> its network.
+        seen: base fold -> data set -> the cases it has seen, of those that were made or found.
+        failed: base fold -> why it could not be made; it is not tried again.
+    """
+
+    checkpoints: dict[int, Path] = field(default_factory=dict)
+    seen: dict[int, dict[str, list[str]]] = field(default_factory=dict)
+    failed: dict[int, str] = field(default_factory=dict)
+
+
+@dataclass
+class Benchmark:
+    """A benchmark of one data set.
+
+    Attributes:
+        output: folder of the report.
+        device: "auto", "cpu" or "cuda".
+    """
+
+    project: Project
+    protocol: BenchmarkProtocol
+    output: Path
+    device: str = "auto"
+    pretrainings: Pretrainings = field(default_factory=Pretrainings)
+
+    @property
+    def plan_request(self) -> PlanRequest:
+        """What was given on top of what the data set was last planned with, as in `diffseg run`."""
+        return replace(planning.last_request(self.project), **self.protocol.plan)
+
+    def divisions(self) -> tuple[Division, ...]:
+        """The protocol's folds. Raises BadInputError as :func:`divisions.divisions` does."""
+        return divisions(self.project, self.protocol)
+
+    def preview(self) -> dict[Run, State]:
+        """Where each run stands, without doing anything.
+
+        Before the data set is preprocessed it has no splits of its own, and nothing is done.
+        """
+        protocol, project = self.protocol, self.project
+        own_split = protocol.split is None and not protocol.test_cases
+        if own_split and not (project.preprocessed / SPLITS_FILE).is_file():
+            return dict.fromkeys(list_runs(protocol, len(protocol.folds or (0,))), "to do")
+        return self.states(self.divisions())
+
+    def states(self, folds: tuple[Division, ...]) -> dict[Run, State]:
+        """Where each run stands, by what was declared; whether files have changed since, the stages find out."""
+        return {run: state_of(run, self.output, wanted) for run, wanted in self.signatures(folds).items()}
+
+    def signatures(self, folds: tuple[Division, ...]) -> dict[Run, str]:
+        """Each run, in order, and a digest of what it depends on."""
+        request = self.plan_request.to_json()
+        data = [each.raw().content_signature() for each in (self.project, *self._pool())]
+        runs = list_runs(self.protocol, len(folds))
+        return {run: run_signature(self.protocol, run, folds[run.fold], request, data) for run in runs}
+
+    def _pool(self) -> list[Project]:
+        project = self.project
+        return [Project.open(project.workspace, each, project.reporter) for each in self.plan_request.unlabelled]
+
+    def run(self, report: Callable[[Benchmark, tuple[Division, ...]], Any]) -> dict[Run, State]:
+        """Everything that is not done; `report` is called after each seed.
+
+        Returns:
+            Where each run stands in the end.
+
+        Raises:
+            BadInputError: the data, the split or the plan are wrong, or a test case is also trained or pretrained on.
+        """
+        resolve_device(self.device)  # before hours of work that end there
+        folds = self._prepare()
+        base = [ensure_fold(self.project, self.protocol.configuration, division) for division in folds]
+        signatures = self.signatures(folds)
+        for seed in self.protocol.seeds:
+            for number, (run, signature) in enumerate(signatures.items(), start=1):
+                if run.seed == seed:
+                    self.project.reporter.info(f"run {number} of {len(signatures)}: {run.name}")
+                    self._attempt(run, folds[run.fold], base[run.fold], signature)
+            report(self, folds)
+        return self.states(folds)
+
+    def _prepare(self) -> tuple[Division, ...]:
+        """Verify, plan and preprocess; refuse what would make the result worthless before anything is trained."""
+        project, protocol = self.project, self.protocol
+        for strategy in protocol.all_strategies:
+            load_registered("trainers", strategy)
+        labels = read_label_names(project.raw().folder / DATASET_JSON)
+        match_structures(labels, None, find_protocol(protocol.evaluation))
+        if protocol.split is not None or protocol.test_cases:
+            self.divisions()
+        for each in (project, *self._pool()):
+            verify(each)
+        planning.plan(project, self.plan_request)
+        project.configuration(protocol.configuration)
+        preprocessing.preprocess(project, (protocol.configuration,))
+        folds = self.divisions()
+        refuse_copies(project, self._pool(), folds)
+        return folds
+
+    def _attempt(self, run: Run, division: Division, base: int, signature: str) -> None:
+        """One run; what goes wrong is recorded, and the others go on. Only what would stop them all is raised."""
+        folder = run.folder(self.output)
+        if (kept := set_aside_other(run, self.output, signature)) is not None:
+            self.project.reporter.warn(f"the scores of {run.name} with other data or settings are kept as {kept}")
+        try:
+            self._complete(run, division, base, signature)
+            return
+        except DiffSegError as error:
+            reason = str(error)
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno in DISK_FULL:
+                raise  # every other run would meet it, too
+            reason = f"{type(error).__name__}: {error}"
+            write_text(folder / TRACEBACK, traceback.format_exc())
+        RunRecord("failed", signature, reason=reason).write(folder)
+        self.project.reporter.warn(f"{run.name} failed, the others go on: {reason}")
+        release_memory(prepare_device(self.device))
+
+    def _complete(self, run: Run, division: Division, base: int, signature: str) -> None:
+        project, protocol, folder = self.project, self.protocol, run.folder(self.output)
+        drawn = draw_budget(project, protocol.configuration, base, run.labels, run.seed)
+        pretrained = None if run.strategy == TWIN else self.pretrained(base, division)
+        model = project.model_folder(run.strategy, protocol.configuration) / f"fold_{drawn.fold}"
+        fresh, started = not any((model / name).is_file() for name in (LATEST, FINAL)), monotonic()
+        checkpoint = stages.train(
+            project,
+            protocol.configuration,
+            drawn.fold,
+            self.device,
+            run.strategy,
+            pretrained,
+            iterations=protocol.iterations,
+            seed=run.seed,
+            optimizer=protocol.optimizer,
+        )
+        digest, known = file_digest(checkpoint), RunRecord.read(folder)
+        same = known is not None and known.checkpoint == digest
+        if same and (folder / SCORES_JSON).is_file():
+            return
+        self._test(run, division, model, checkpoint)
+        seconds = round(monotonic() - started, 1) if fresh else None
+        _record(drawn, signature, digest, seconds, protocol.iterations).write(folder)
+
+    def _test(self, run: Run, division: Division, model: Path, checkpoint: Path) -> None:
+        """Score the predictions of the test cases, which the training has ended with, and keep its course."""
+        project, folder = self.project, run.folder(self.output)
+        evaluate(
+            model / "validation",
+            project.preprocessed / "gt_segmentations",
+            project.preprocessed / DATASET_JSON,
+            folder,
+            protocol=find_protocol(self.protocol.evaluation),
+            cases=division.test,
+            progress=lambda done, total: project.reporter.progress(f"evaluate {run.name}", done, total),
+        )
+        per_epoch = split_iterations(self.protocol.iterations).iterations_per_epoch
+        LearningCurve.of(load_safely(checkpoint), per_epoch).write(folder)
+
+    def pretrained(self, base: int, division: Division) -> Path:
+        """The network pretrained on a base fold, which has seen no test case.
+
+        Raises:
+            BadInputError: it could not be made before, or has seen a test case.
+        """
+        known = self.pretrainings
+        if base in known.failed:
+            raise BadInputError(f"The pretraining of fold {base} failed: {known.failed[base]}")
+        if base not in known.checkpoints:
+            try:
+                self._pretrain(base, division)
+            except Exception as error:
+                known.failed[base] = str(error)
+                raise
+        return known.checkpoints[base]
+
+    def _pretrain(self, base: int, division: Division) -> None:
+        """Pretrain, with the first of the seeds: once for all runs, since it sees no label."""
+        protocol = self.protocol
+        checkpoint = stages.pretrain(
+            self.project,
+            protocol.configuration,
+            base,
+            self.device,
+            iterations=protocol.pretrain_iterations,
+            seed=protocol.seeds[0],
+        )
+        content = load_safely(checkpoint)
+        refuse_seen(content, self.project.name, division, str(checkpoint))
+        self.pretrainings.seen[base] = {name: list(cases) for name, cases in content.get("pool", {}).items()}
+        self.pretrainings.checkpoints[base] = checkpoint
+
+
+def _record(drawn: BudgetFold, signature: str, digest: str, seconds: float | None, iterations: int) -> RunRecord:
+    return RunRecord(
+        "finished",
+        signature,
+        checkpoint=digest,
+        labelled_cases=len(drawn.train),
+        labelled_slices=None if drawn.slices is None else sum(map(len, drawn.slices.values())),
+        missing=drawn.missing,
+        seconds=seconds,
+        iterations=iterations,
+    )

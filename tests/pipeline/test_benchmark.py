@@ -1,0 +1,106 @@
+"""``diffseg benchmark``, killed and gone on with; what has other settings is not taken for what is wanted."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import pytest
+
+if TYPE_CHECKING:
+    from tests.pipeline.conftest import TinyProject
+
+pytestmark = pytest.mark.pipeline
+
+WHAT = ("--budgets", "1case", "--seeds", 3, "--strategies", "finetune", "--optimizer", "adamw")
+LENGTHS = ("--iterations", 6, "--pretrain-iterations", 6)
+COMMAND = ("benchmark", "few-label", 1, *WHAT, *LENGTHS)
+
+
+def record(run: Path) -> dict[str, Any]:
+    return json.loads((run / "run.json").read_text())
+
+
+def test_killed_and_gone_on_with(planned_project: TinyProject) -> None:
+    project = planned_project
+    output = project.results / "benchmark_few-label"
+    twin, tuned = (output / "runs" / f"seed3_fold0_1case_{strategy}" for strategy in ("scratch", "finetune"))
+    listed = project.diffseg(*COMMAND, "--dry-run").ok().out
+    assert listed.count("to do") == 2 + 1  # each run, and their sum
+    assert not output.exists()
+
+    running = project.diffseg.start(*COMMAND)
+    deadline = time.monotonic() + 300
+    while not (twin / "run.json").is_file():
+        assert running.process.poll() is None, running.wait()
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    running.kill()
+    first = record(twin)
+    assert first["status"] == "finished", first["reason"]
+    assert not (tuned / "run.json").exists()
+    checkpoints = {path: path.stat().st_mtime_ns for path in project.results.rglob("fold_*/checkpoint_final.pth")}
+
+    longer = ("benchmark", "few-label", 1, *WHAT, "--iterations", 8, "--pretrain-iterations", 6, "--dry-run")
+    rest, done, other = project.diffseg.in_one_process([COMMAND, (*COMMAND, "--dry-run"), longer])
+    assert "train/scratch/3d_fullres/fold_5: finished before, unchanged" in rest.ok().out
+    assert "all runs are finished" in done.ok().out
+    assert other.ok().out.count("other settings") == 2
+    assert "2 run(s) to do, about" in other.out
+    assert (
+        checkpoints.items()
+        <= {path: path.stat().st_mtime_ns for path in project.results.rglob("fold_*/checkpoint_final.pth")}.items()
+    )
+    assert record(twin) == first
+    check_report(project, output, record(tuned))
+
+
+def check_report(project: TinyProject, output: Path, tuned: dict[str, Any]) -> None:
+    manifest = json.loads((output / "benchmark.json").read_text())
+    base, drawn = project.splits()[0], project.splits()[5]
+    assert manifest["split"]["folds"] == [{"train": sorted(base["train"]), "val": sorted(base["val"])}]
+    saw = manifest["pretraining_saw"]["fold_0"]
+    assert sorted(saw[project.name]) == sorted(base["train"])
+    assert len(saw[project.pool_name]) == 4
+    assert manifest["flare_legal"] is False
+    assert "converted as 'folder'" in manifest["flare_legal_reason"]
+    assert {run["state"] for run in manifest["runs"].values()} == {"finished"}
+    assert tuned["labelled_cases"] == len(drawn["train"]) == 1
+    assert tuned["seconds"] > 0
+    settings = [project.stage(f"train/{name}/3d_fullres/fold_5")["settings"] for name in ("scratch", "finetune")]
+    assert settings[0] == settings[1], "the twin has the same budget"
+    assert settings[0]["seed"] == 3
+
+    table = pd.read_csv(output / "table.csv")
+    assert set(table.strategy) == {"scratch", "finetune"}
+    overall = table[(table.structure == "mean over structures") & (table.metric == "dsc")].set_index("strategy")
+    expected = overall["mean"]["finetune"] - overall["mean"]["scratch"]
+    assert overall.difference["finetune"] == pytest.approx(expected)
+    text = (output / "table.md").read_text()
+    assert "FLARE22-legal: **no**" in text
+    assert "No published figure" in text
+    for picture in ("curve.png", "learning_curves.png"):
+        assert (output / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_bad_input(planned_project: TinyProject) -> None:
+    project = planned_project
+    before = project.manifest()
+    command = ("benchmark", "few-label", 1, *LENGTHS)
+    refusals = {
+        ("benchmark", "amos", 1): ("There is no benchmark 'amos'", "few-label"),
+        ("benchmark", "few-label", "download"): ("'download' is no id", "diffseg convert"),
+        ("benchmark", "btcv", "download"): ("needs an id", "--id"),
+        (*command, "--budgets", "2scans"): ("'2scans' is no label budget",),
+        (*command, "--strategies", "magic"): ("--strategies magic is not known", "finetune"),
+        (*command, "--test-cases", "phantom_000", "nobody"): ("no labelled case nobody", "phantom_000"),
+        (*command, "--evaluation", "btcv13"): ("There is no protocol 'btcv13'",),
+        ("benchmark", "btcv", 1): ("do not make the split '24/6'", "--test-cases"),
+        ("benchmark", "btcv", project.folder / "phantom", "--id", 1): ("The id belongs to Dataset001_Phantom",),
+    }
+    for finished, words in zip(project.diffseg.in_one_process(list(refusals)), refusals.values(), strict=True):
+        finished.refused(*words)
+    assert project.manifest() == before

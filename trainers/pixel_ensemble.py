@@ -49,7 +49,7 @@ class DiffSegTrainerPixelEnsemble(ProbeTrainer):
         data, target = (batch[name].to(self.device, non_blocking=True) for name in ("data", "target"))
         key = derived_seed(self.settings.seed, NOISE_STREAM, self._iteration, self.rank)
         generator = torch.Generator(device=self.device).manual_seed(key)
-        voxels = draw_voxels(target, MEMBERS, VOXELS, generator)
+        voxels = draw_voxels(target, MEMBERS, VOXELS, generator, self.label_manager.ignore_label)
         self.optimizer.zero_grad(set_to_none=True)
         with autocast(self.device, torch.float16 if self.device.type == "cuda" else self._autocast_dtype):
             logits = self.network(data, voxels)

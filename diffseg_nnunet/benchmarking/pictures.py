@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullFormatter, ScalarFormatter
@@ -18,21 +16,14 @@ from diffseg_nnunet.benchmarking.published import PublishedFigure
 from diffseg_nnunet.benchmarking.results import Group
 from diffseg_nnunet.benchmarking.runs import Run
 from diffseg_nnunet.budgets.budget import LabelBudget
+from diffseg_nnunet.report.style import plain_style
 
 Style = dict[str, str]
 _DOTS_PER_INCH = 120
 _COLUMNS = 3
 
 
-@contextmanager
-def _plain_style() -> Iterator[None]:
-    """nnU-Net's plot of a training leaves seaborn's large fonts behind for all that is drawn later in the process."""
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        yield
-
-
-@_plain_style()
+@plain_style()
 def draw_budget_curve(path: Path, groups: Sequence[Group], title: str, beside: Sequence[PublishedFigure] = ()) -> None:
     """Write a PNG of the mean DSC over labelled cases, one line a strategy, with the range of its seeds.
 
@@ -103,7 +94,7 @@ def _by_strategy(groups: Sequence[Group]) -> dict[str, list[Group]]:
     return found
 
 
-@_plain_style()
+@plain_style()
 def draw_learning_curves(path: Path, curves: Mapping[Run, LearningCurve]) -> None:
     """Write a PNG of the smoothed pseudo DSC over iterations: a panel a budget, a line a run, a colour a strategy."""
     budgets = list(dict.fromkeys(run.labels for run in curves))

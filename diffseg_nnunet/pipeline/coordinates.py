@@ -22,6 +22,7 @@ from diffseg_nnunet.inference.landmarks import find_landmarks
 from diffseg_nnunet.inference.predictor import FailedCase
 from diffseg_nnunet.inference.pretrained import PretrainedModel, load_pretrained
 from diffseg_nnunet.pipeline.device import prepare_device
+from diffseg_nnunet.pipeline.label_budgets import budget_of
 from diffseg_nnunet.pipeline.prediction import input_cases
 from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.pipeline.records import image_stamps, read_record
@@ -179,6 +180,11 @@ def _labelled_cases(project: Project, model: PretrainedModel, configuration: str
         )
     if fold != "all":
         check_fold(project, configuration, fold)
+        if (budget := budget_of(project, configuration, fold)) is not None and budget.annotations() is not None:
+            raise BadInputError(
+                f"Fold {fold} is a label budget, {budget.labels} of fold {budget.base}: landmarks need whole labels.",
+                f"Give -f {budget.base}, or leave --landmarks out.",
+            )
         cases = ensure_splits(project, configuration)[int(fold)]["train"]
     return project.preprocessed_folder(configuration), cases
 

@@ -102,7 +102,9 @@ class VotingHead(nn.Module):
         return votes / len(self.members)
 
 
-def draw_voxels(target: Tensor, members: int, count: int, generator: torch.Generator) -> Tensor:
+def draw_voxels(
+    target: Tensor, members: int, count: int, generator: torch.Generator, ignore: int | None = None
+) -> Tensor:
     """Voxels to train on, drawn for each member: half of them anywhere in the patch, half from a label drawn among
     those there, or small organs would hardly ever be seen. [default]; Baranchuk et al. draw from all alike.
 
@@ -111,14 +113,19 @@ def draw_voxels(target: Tensor, members: int, count: int, generator: torch.Gener
         members: perceptrons.
         count: voxels of each patch for each member.
         generator: on the device of `target`.
+        ignore: label of voxels that are not drawn, unless a patch has no other.
 
     Returns:
         int64 (members, B, count, axes).
     """
     drawn = []
     for labels in target.flatten(1):
-        _, index, sizes = labels.unique(return_inverse=True, return_counts=True)
-        weight = 0.5 / labels.numel() + 0.5 / (len(sizes) * sizes.double())[index]
+        values, index, sizes = labels.unique(return_inverse=True, return_counts=True)
+        counted = torch.ones_like(values, dtype=torch.bool) if ignore is None else values != ignore
+        counted = counted if counted.any() else ~counted
+        sizes = sizes.double()
+        of_label = 0.5 / sizes[counted].sum() + 0.5 / (counted.sum() * sizes)
+        weight = torch.where(counted, of_label, 0)[index]
         cumulative = weight.cumsum(0)
         uniform = torch.rand(members * count, generator=generator, device=target.device, dtype=torch.float64)
         # torch.multinomial takes no more than 2^24 voxels

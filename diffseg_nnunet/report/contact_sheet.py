@@ -24,6 +24,7 @@ from diffseg_nnunet.report.pictures import (
     draw_labels,
     structure_colours,
 )
+from diffseg_nnunet.report.style import plain_style
 from diffseg_nnunet.verification import CaseRecord
 
 TILES_A_PAGE = 48
@@ -86,6 +87,7 @@ def case_tile(record: CaseRecord, image: sitk.Image, label: sitk.Image | None, l
     return Tile(record.case, np.take(voxels, index, axis), drawn, axis, spacing, window)
 
 
+@plain_style()
 def contact_sheet(path: Path | str, tiles: Sequence[Tile], labels: Labels, title: str) -> None:
     """Write one page of one to `TILES_A_PAGE` tiles as PNG, whole or not at all.
 

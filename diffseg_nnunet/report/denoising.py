@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from diffseg_nnunet.atomic import write_file
+from diffseg_nnunet.report.style import plain_style
 
 _PERCENTILES = (0.5, 99.5)
 _INCHES = 2.2
@@ -26,6 +27,7 @@ class Panel:
     pixels: NDArray[np.floating]
 
 
+@plain_style()
 def denoising_png(path: Path | str, rows: Sequence[Sequence[Panel]], title: str = "") -> None:
     """Write a PNG of rows of panels, whole or not at all.
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from diffseg_nnunet.atomic import write_file
 from diffseg_nnunet.evaluation.labels import Labels, scored_structures
+from diffseg_nnunet.report.style import plain_style
 
 CT_WINDOW_HU = (-160.0, 240.0)
 # Nothing but Hounsfield units goes this low: air is -1000, and intensities of other modalities start at 0 or, once
@@ -30,6 +31,7 @@ _LEGEND_COLUMNS = 6
 Colour = tuple[float, float, float]
 
 
+@plain_style()
 def overlay_png(
     path: Path | str,
     image: NDArray[np.number],

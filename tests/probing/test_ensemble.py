@@ -91,3 +91,11 @@ def test_entropy_of_votes() -> None:
     # nnU-Net says background, with certainty, of what it cropped away
     cropped = torch.tensor([1.0, 0.0, 0.0])
     assert torch.equal(shares_behind(cropped), cropped)
+
+
+def test_ignored_voxels_are_not_drawn() -> None:
+    target = torch.full((2, 1, 4, 4, 4), 3)
+    target[0, 0, 0, 0, :2] = torch.tensor([0, 1])
+    drawn = draw_voxels(target, 2, 500, torch.Generator().manual_seed(0), ignore=3)
+    assert set(map(tuple, drawn[:, 0].reshape(-1, 3).tolist())) == {(0, 0, 0), (0, 0, 1)}
+    assert len(set(map(tuple, drawn[:, 1].reshape(-1, 3).tolist()))) > 50  # nothing is annotated there: anything goes

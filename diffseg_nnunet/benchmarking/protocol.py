@@ -73,6 +73,11 @@ class BenchmarkProtocol:
         return (TWIN, *self.strategies)
 
     @property
+    def pretrain_seed(self) -> int:
+        """The first of the seeds: a fold is pretrained once for all of them, since pretraining sees no label."""
+        return self.seeds[0]
+
+    @property
     def split_name(self) -> str:
         """What results on these test cases are called."""
         return OWN_SPLIT if self.test_cases or self.split is None else self.split

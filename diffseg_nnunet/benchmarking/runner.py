@@ -185,6 +185,7 @@ class Benchmark:
         self._test(run, division, model, checkpoint)
         seconds = round(monotonic() - started, 1) if fresh else None
         _record(drawn, signature, digest, seconds, protocol.iterations).write(folder)
+        (folder / TRACEBACK).unlink(missing_ok=True)  # of an earlier attempt
 
     def _test(self, run: Run, division: Division, model: Path, checkpoint: Path) -> None:
         """Score the predictions of the test cases, which the training has ended with, and keep its course."""
@@ -219,7 +220,6 @@ class Benchmark:
         return known.checkpoints[base]
 
     def _pretrain(self, base: int, division: Division) -> None:
-        """Pretrain, with the first of the seeds: once for all runs, since it sees no label."""
         protocol = self.protocol
         checkpoint = stages.pretrain(
             self.project,
@@ -227,7 +227,7 @@ class Benchmark:
             base,
             self.device,
             iterations=protocol.pretrain_iterations,
-            seed=protocol.seeds[0],
+            seed=protocol.pretrain_seed,
         )
         content = load_safely(checkpoint)
         refuse_seen(content, self.project.name, division, str(checkpoint))

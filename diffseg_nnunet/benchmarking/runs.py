@@ -105,14 +105,14 @@ def run_signature(
         plan: the plan's request, as JSON.
         data: digests of the data sets, the labelled one first.
     """
-    pretraining = None if run.strategy == TWIN else protocol.pretrain_iterations
+    pretraining = None if run.strategy == TWIN else [protocol.pretrain_iterations, protocol.pretrain_seed]
     # what joins the pool is no matter of a network that was not pretrained, but it is of the plan's fingerprint
     return signature(
         {
             "run": vars(run) | {"fold": None},
             "cases": division.as_fold(),
             "iterations": protocol.iterations,
-            "pretrain_iterations": pretraining,
+            "pretraining": pretraining,
             "configuration": protocol.configuration,
             "optimizer": protocol.optimizer,
             "evaluation": find_protocol(protocol.evaluation).as_plain(),

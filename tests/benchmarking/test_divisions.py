@@ -52,6 +52,11 @@ def test_a_published_split_is_taken_whole_or_not_at_all(named_dataset: Callable[
     assert "--test-cases" in str(refused.value.mend)
 
 
+def test_any_data_set_has_no_published_split(named_dataset: Callable[..., Project]) -> None:
+    with pytest.raises(BadInputError, match="knows no published split"):
+        divisions(named_dataset(BTCV), PROTOCOLS["few-label"].changed(split="24/6"))
+
+
 def test_own_test_cases(named_dataset: Callable[..., Project]) -> None:
     protocol = PROTOCOLS["btcv"].changed(test_cases=("btcv_0025", "btcv_0002"))
     (found,) = divisions(named_dataset(BTCV[:-1]), protocol)

@@ -125,8 +125,9 @@ print("{_RESULTS}" + json.dumps(results))
 
 
 def clean_environment() -> dict[str, str]:
-    """This process's, without nnU-Net's and our variables, and without a GPU."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
+    """This process's, without nnU-Net's and our variables, without a terminal's width, and without a GPU."""
+    dropped = (*_OURS, "COLUMNS", "LINES")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
     return kept | {"CUDA_VISIBLE_DEVICES": ""}
 
 

@@ -83,7 +83,7 @@ def refine(
         )
         if not is_first():
             return
-        from diffseg_nnunet.evaluation.report import summary_table
+        from diffseg_nnunet.evaluation.tables import summary_table
 
         evaluation = evaluate_validation(project, REFINE, configuration, chosen)
         project.reporter.console.print(summary_table(evaluation))

@@ -188,11 +188,11 @@ def test_the_prediction_follows_the_batch(order: Order) -> None:
 
 def test_memory_is_no_reason_to_train_again(project: Project) -> None:
     """What a training depends on is patch and batch, not what is known of their memory."""
-    from diffseg_nnunet.pipeline.stages import _inputs
+    from diffseg_nnunet.pipeline.stages import stage_inputs
     from diffseg_nnunet.training.settings import TrainingSettings
 
     def inputs() -> dict[str, Any]:
-        return _inputs(project, "2d", {"train": [], "val": []}, TrainingSettings())
+        return stage_inputs(project, "2d", {"train": [], "val": []}, TrainingSettings())
 
     before, batch = inputs(), stage_plan(project.plans(), "2d", "training")["batch_size"]
     measuring.record(project, "2d", "training", batch, READING)

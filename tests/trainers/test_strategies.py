@@ -83,7 +83,7 @@ def differing(one: Weights, other: Weights) -> set[str]:
 
 
 def test_every_strategy_is_registered_and_described() -> None:
-    assert set(STRATEGIES) == set(get_args(Strategy)) == {*registry.names("trainers")} - {"pretrain"}
+    assert set(STRATEGIES) == set(get_args(Strategy)) == {*registry.names("trainers")} - {"pretrain", "refine"}
     assert {registry.load("trainers", name).strategy for name in STRATEGIES} == set(STRATEGIES)
 
 

@@ -100,7 +100,7 @@ def finished_cases(workspace: Workspace) -> list[str]:
 
 
 def test_killed_and_gone_on_with(tmp_path: Path, source: Path, workspace: Workspace) -> None:
-    command = [sys.executable, "-c", SCRIPT, str(tmp_path)]
+    command = [sys.executable, "-P", "-c", SCRIPT, str(tmp_path)]  # the checkout is not the package
     killed = subprocess.Popen([*command, "3"])
     deadline = time.monotonic() + 60
     while not journal(workspace).is_file() or len(journal(workspace).read_text().splitlines()) < 4:

@@ -1,10 +1,10 @@
 """nnU-Net trainers: diffusion pretraining, segmentation from it, on it, or from scratch, and refinement."""
 
+from .finetuning import DiffSegTrainer, DiffSegTrainerDecoder, DiffSegTrainerScratch
 from .pixel_ensemble import DiffSegTrainerPixelEnsemble
 from .pretrainer import DiffSegPretrainer
 from .probes import DiffSegTrainerLinear, DiffSegTrainerNonlinear
 from .refiner import DiffSegRefinerTrainer
-from .segmentation import DiffSegTrainer, DiffSegTrainerDecoder, DiffSegTrainerScratch
 
 __all__ = [
     "DiffSegPretrainer",

@@ -265,9 +265,12 @@ class DiffSegTrainerBase(nnUNetTrainer):
             self.progress(self._iteration, self.settings.epochs.iterations, news)
 
     def save_checkpoint(self, filename: str) -> None:
-        write = super().save_checkpoint
         if self.rank == 0 and not self.disable_checkpointing:
-            write_file(filename, lambda temporary: write(str(temporary)))
+            write_file(filename, self.write_checkpoint)
+
+    def write_checkpoint(self, path: Path) -> None:
+        """Write nnU-Net's checkpoint to a file that takes its name once it is whole."""
+        super().save_checkpoint(str(path))
 
     def plot_network_architecture(self) -> None:
         """Nothing: nnU-Net's plot needs a package that no longer installs, and only fills the log."""

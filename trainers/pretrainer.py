@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from diffseg_nnunet.coordinates.guidance import MAP_CHANNELS
 from diffseg_nnunet.coordinates.head import CoordinateRegressor
-from diffseg_nnunet.coordinates.positions import geometry_from_properties, preprocessed_to_patient
+from diffseg_nnunet.coordinates.positions import case_to_patient
 from diffseg_nnunet.errors import BadInputError, StageFailedError
 from diffseg_nnunet.planning.section import UNLABELLED_SUFFIX, stage_plan
 from diffseg_nnunet.preprocessed import preprocessed_cases
@@ -207,19 +207,13 @@ class DiffSegPretrainer(DiffSegTrainerBase):
         matrices = {}
         for identifier in dataset.identifiers:
             properties = dataset.properties(identifier)
-            geometry = geometry_from_properties(properties)
-            if geometry is None:
+            matrix = case_to_patient(properties, self.plans_manager.transpose_forward, dataset.shape(identifier))
+            if matrix is None:
                 raise BadInputError(
                     f"{identifier} has no 3D direction cosines, so its voxels have no place in the body.",
                     "Pretrain without coordinates: `--coordinates none`.",
                 )
-            matrices[identifier] = preprocessed_to_patient(
-                geometry,
-                self.plans_manager.transpose_forward,
-                [start for start, _ in properties["bbox_used_for_cropping"]],
-                properties["shape_after_cropping_and_before_resampling"],
-                dataset.shape(identifier),
-            )
+            matrices[identifier] = matrix
         return matrices
 
     # -- steps --------------------------------------------------------------------------------------------------------

@@ -17,10 +17,10 @@ from diffseg_nnunet.training.adaptation import Adaptation
 from diffseg_nnunet.training.settings import ProbingSettings, Strategy, TrainingSettings
 
 from .base import unwrapped
-from .segmentation import DiffSegTrainer
+from .segmentation import SegmentationTrainer
 
 
-class ProbeTrainer(DiffSegTrainer):
+class ProbeTrainer(SegmentationTrainer):
     """What all probes share; without deep supervision, since the head has one output.
 
     The checkpoint's ``network_weights`` hold the frozen network under its stock keys, and the head beside it.
@@ -46,7 +46,7 @@ class ProbeTrainer(DiffSegTrainer):
         enable_deep_supervision: bool = True,
     ) -> ProbedNetwork:
         """The planned network with the head; a class method, so that each probe is built by its own name alone."""
-        planned = DiffSegTrainer.build_network_architecture(
+        planned = SegmentationTrainer.build_network_architecture(
             plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision=False
         )
         patch_size = configuration_manager.patch_size

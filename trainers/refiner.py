@@ -36,12 +36,12 @@ from diffseg_nnunet.training.seeding import derived_seed
 from diffseg_nnunet.training.settings import TrainingSettings
 
 from .base import NOISE_STREAM, VALIDATION_NOISE_STREAM, unwrapped
-from .segmentation import DiffSegTrainer, WarmupPolyLRScheduler
+from .segmentation import SegmentationTrainer, WarmupPolyLRScheduler
 
 _REFINER_DRAWS, _SEGMENTOR_DRAWS, _SAMPLING_DRAWS = range(3)
 
 
-class DiffSegRefinerTrainer(DiffSegTrainer):
+class DiffSegRefinerTrainer(SegmentationTrainer):
     """Trains a refiner on what a trained segmentor says; "alternate" trains the segmentor in turn with it.
 
     ``network`` is the segmentor, and stays what ``network_weights`` of the checkpoint holds, under stock keys: without

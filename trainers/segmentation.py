@@ -1,8 +1,8 @@
-"""nnU-Net's recipe from a pretrained network, in whole or its decoder alone, and its twin from scratch."""
+"""nnU-Net's recipe as every strategy trains by it: left and right, few labels, rates, frozen parts, and the start."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -91,8 +91,8 @@ def _stop_timing(transform: Any) -> None:
             _stop_timing(inner)
 
 
-class DiffSegTrainer(DiffSegTrainerBase):
-    """nnU-Net's training of the planned network, fine-tuning unless said otherwise.
+class SegmentationTrainer(DiffSegTrainerBase):
+    """nnU-Net's training of the planned network.
 
     Left and right are not swapped where the plan says so, in training and at test time. The pretrained weights are
     loaded by ``diffseg train`` (or by ``nnUNetv2_train -pretrained_weights``), not here. Of a fold that is a label
@@ -106,7 +106,7 @@ class DiffSegTrainer(DiffSegTrainerBase):
         votes: whether the outputs are shares of votes, whose spread is an uncertainty.
     """
 
-    strategy: Strategy = "finetune"
+    strategy: Strategy
     frozen: tuple[str, ...] = ()
     is_stock = True
     votes = False
@@ -170,10 +170,14 @@ class DiffSegTrainer(DiffSegTrainerBase):
         network.load_state_dict(adaptation.state_for(own))
         return adaptation
 
+    def _trained_parameters(self) -> list[nn.Parameter]:
+        """What the optimiser gets."""
+        return [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, PolyLRScheduler]:
         for module in self._frozen_modules():
             module.requires_grad_(False)
-        trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        trained = self._trained_parameters()
         stock, _ = super().configure_optimizers()
         if self.settings.optimizer == "adamw":
             optimizer = torch.optim.AdamW(trained, self.initial_lr, weight_decay=ADAMW_WEIGHT_DECAY)
@@ -211,7 +215,13 @@ class DiffSegTrainer(DiffSegTrainerBase):
         training, validation = self.get_tr_and_val_datasets()
         all_labels = self.plans_manager.get_label_manager(self.dataset_json)
         return (
-            self._loader(training, initial_patch_size, training_transforms, self.label_manager),
+            self._loader(
+                training,
+                initial_patch_size,
+                training_transforms,
+                self.label_manager,
+                self._training_loader(training),
+            ),
             self._loader(validation, patch_size, validation_transforms, all_labels),
         )
 
@@ -252,8 +262,19 @@ class DiffSegTrainer(DiffSegTrainerBase):
             "keys": [f"noise_{index}" for index in range(len(samples))],
         }
 
-    def _loader(self, dataset: Any, patch_size: Any, transforms: Any, label_manager: LabelManager) -> SeededLoader:
-        return SeededLoader(
+    def _training_loader(self, dataset: Any) -> Callable[..., SeededLoader]:
+        """What makes the loader of the training batches, given the cases it draws from."""
+        return SeededLoader
+
+    def _loader(
+        self,
+        dataset: Any,
+        patch_size: Any,
+        transforms: Any,
+        label_manager: LabelManager,
+        make: Callable[..., SeededLoader] = SeededLoader,
+    ) -> SeededLoader:
+        return make(
             dataset,
             self.batch_size,
             patch_size,
@@ -292,19 +313,3 @@ class DiffSegTrainer(DiffSegTrainerBase):
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Predict and score the fold's validation cases, skipping those already predicted by this checkpoint."""
         validate_fold(self, save_probabilities)
-
-
-class DiffSegTrainerScratch(DiffSegTrainer):
-    """The twin: same plan, length, schedule and seed, random initial weights, nnU-Net's initial rate."""
-
-    strategy: Strategy = "scratch"
-
-
-class DiffSegTrainerDecoder(DiffSegTrainer):
-    """The pretrained encoder frozen; decoder and output layers are trained (arXiv 2402.15216, "fine-tuning decoder").
-
-    The result is a stock network, as after fine-tuning.
-    """
-
-    strategy: Strategy = "decoder"
-    frozen = ("encoder",)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -21,9 +21,6 @@ from diffseg_nnunet.cli.arguments import (
 from diffseg_nnunet.cli.console import is_first, open_project
 from diffseg_nnunet.cli.labels import Labels, LabelSeed
 from diffseg_nnunet.cli.pretrain import OPTIMIZERS, InitialRate, Iterations, Optimizer, Resume, Workers
-
-if TYPE_CHECKING:
-    from diffseg_nnunet.probing.settings import ProbeSettings
 
 
 def train(
@@ -49,6 +46,19 @@ def train(
             show_default=False,
         ),
     ] = None,
+    probe_clean: Annotated[
+        bool, typer.Option("--probe-clean", help="Probes read the image without noise at their time steps.")
+    ] = False,
+    keep_coordinates: Annotated[
+        float,
+        typer.Option(
+            metavar="WEIGHT",
+            min=0.0,
+            help="finetune, decoder, scratch: go on learning where in the body each voxel lies, by this much beside "
+            "nnU-Net's loss (in pretraining 1); 0: do not. The head goes on from the pretrained checkpoint's, else, as "
+            "the twin's, from random weights. The planned memory is without it: plan with a tenth to spare.",
+        ),
+    ] = 0.0,
     optimizer: Optimizer = "sgd",
     initial_lr: InitialRate = None,
     precision: Precision = "auto",
@@ -89,7 +99,8 @@ def train(
                 initial_lr=initial_lr,
                 precision=precision,
                 workers=workers,
-                probe=None if probe_time_steps is None else _probe_settings(probe_time_steps),
+                probe=_probe_settings(probe_time_steps, probe_clean) or None,
+                keep_coordinates=keep_coordinates or None,
             ),
         )
         if not is_first():
@@ -105,14 +116,23 @@ def train(
             raise typer.Exit(EXIT_BAD_INPUT)
 
 
-def _probe_settings(time_steps: str) -> ProbeSettings:
-    """Of a list like 50,150,250. Raises BadInputError if it is none."""
+def _probe_settings(time_steps: str | None, clean: bool) -> dict[str, Any]:
+    """The fields of ProbeSettings that were given.
+
+    Args:
+        time_steps: a list like 50,150,250. Raises BadInputError if it is none.
+        clean: whether they are read without noise.
+    """
     from diffseg_nnunet.errors import BadInputError
     from diffseg_nnunet.probing.settings import ProbeSettings
 
+    changes: dict[str, Any] = {"noisy": False} if clean else {}
+    if time_steps is None:
+        return changes
     try:
-        return ProbeSettings(time_steps=tuple(int(step) for step in time_steps.split(",")))
+        steps = ProbeSettings(time_steps=tuple(int(step) for step in time_steps.split(","))).time_steps
     except ValueError as error:
         raise BadInputError(
             f"--probe-time-steps {time_steps} is no list of different time steps.", "Give numbers like 50,150,250."
         ) from error
+    return {**changes, "time_steps": steps}

@@ -121,10 +121,8 @@ class FeatureTap:
     def __init__(self, modules: Sequence[nn.Module], norms: Sequence[nn.Module] = ()):
         self._features: list[Tensor | None] = [None] * len(modules)
         self._statistics: list[Tensor | None] = [None] * len(norms)
-        for index, module in enumerate(modules):
-            module.register_forward_hook(self._keeper(index))
-        for index, norm in enumerate(norms):
-            norm.register_forward_pre_hook(self._reader(index))
+        self._hooks = [module.register_forward_hook(self._keeper(index)) for index, module in enumerate(modules)]
+        self._hooks += [norm.register_forward_pre_hook(self._reader(index)) for index, norm in enumerate(norms)]
 
     def _keeper(self, index: int):
         def keep(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -145,6 +143,12 @@ class FeatureTap:
         if any(feature is None for feature in (*features, *statistics)):
             raise RuntimeError("no forward pass since the features were last taken")
         return [*features, torch.cat(statistics, dim=1)] if statistics else features
+
+    def close(self) -> None:
+        """Keep nothing any more."""
+        for hook in self._hooks:
+            hook.remove()
+        self._features, self._statistics = [None] * len(self._features), [None] * len(self._statistics)
 
 
 def patch_statistics(features: Tensor) -> Tensor:

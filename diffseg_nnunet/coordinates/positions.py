@@ -61,6 +61,27 @@ def preprocessed_to_patient(
     return np.column_stack([linear_transposed * scale, linear_transposed @ offset + matrix[:, 3]])
 
 
+def case_to_patient(
+    properties: dict, transpose_forward: Sequence[int], preprocessed_shape: Sequence[int]
+) -> np.ndarray | None:
+    """:func:`preprocessed_to_patient` of a preprocessed case, None if its file carried no direction cosines (2D PNG).
+
+    Args:
+        properties: what nnU-Net's preprocessing recorded of it.
+        transpose_forward, preprocessed_shape: as there.
+    """
+    geometry = geometry_from_properties(properties)
+    if geometry is None:
+        return None
+    return preprocessed_to_patient(
+        geometry,
+        transpose_forward,
+        [start for start, _ in properties["bbox_used_for_cropping"]],
+        properties["shape_after_cropping_and_before_resampling"],
+        preprocessed_shape,
+    )
+
+
 def geometry_from_properties(properties: dict) -> ArrayGeometry | None:
     """The geometry in the properties of a preprocessed case, None if the file carried no direction cosines (2D PNG).
 

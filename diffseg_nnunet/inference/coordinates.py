@@ -12,7 +12,7 @@ from monai.inferers import sliding_window_inference
 from torch import Tensor
 
 from diffseg_nnunet.coordinates.grids import ScanGrid, as_vector_image, resampled
-from diffseg_nnunet.coordinates.positions import UNIT_MM, geometry_from_properties, preprocessed_to_patient
+from diffseg_nnunet.coordinates.positions import UNIT_MM, case_to_patient
 from diffseg_nnunet.errors import BadInputError, StageFailedError
 from diffseg_nnunet.inference.preprocessing import preprocess_case
 from diffseg_nnunet.inference.pretrained import PretrainedModel
@@ -53,16 +53,9 @@ def predict_coordinates(model: PretrainedModel, images: Path | Sequence[Path]) -
     _refuse_flat(files[0])
     case = Case(files[0].name, files, None)
     data, _, properties = preprocess_case(case, model.plans, model.configuration, model.dataset_json)
-    geometry = geometry_from_properties(properties)
-    if geometry is None:
+    matrix = case_to_patient(properties, model.plans.transpose_forward, data.shape[1:])
+    if matrix is None:
         raise _without_directions(files[0])
-    matrix = preprocessed_to_patient(
-        geometry,
-        model.plans.transpose_forward,
-        [start for start, _ in properties["bbox_used_for_cropping"]],
-        properties["shape_after_cropping_and_before_resampling"],
-        data.shape[1:],
-    )
     values = preprocessed_coordinates(model, data).numpy()
     return resampled(as_vector_image(values, matrix), ScanGrid.of_file(files[0]))
 

@@ -366,13 +366,13 @@ def scratch_folders(order: Order) -> Iterator[None]:
 def build_trainer(order: Order, device: Any) -> Any:
     """The stage's trainer by the plans, initialised, in the epoch that takes most memory; within
     :func:`scratch_folders`."""
-    from diffseg_nnunet.training.settings import PretrainingSettings, TrainingSettings
+    from diffseg_nnunet.training.settings import PretrainingSettings
 
     trainer_class = registry.load("trainers", TRAINERS[order.stage])
     plans = {**order.plans, "continue_training": False}
     trainer = trainer_class(plans, order.configuration, 0, order.dataset_json, device=device)
-    pretraining = order.stage == "pretraining"
-    trainer.apply(PretrainingSettings.from_plan(diffseg_section(plans)) if pretraining else TrainingSettings())
+    if order.stage == "pretraining":  # a training's own are the default ones
+        trainer.apply(PretrainingSettings.from_plan(diffseg_section(plans)))
     trainer.initialize()
     trainer.set_deep_supervision_enabled(trainer.enable_deep_supervision)
     trainer.current_epoch = trainer.largest_epoch()

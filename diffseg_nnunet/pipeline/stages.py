@@ -24,10 +24,11 @@ from diffseg_nnunet.pipeline.starting import FINAL, LATEST, Fold, find_pretraine
 from diffseg_nnunet.planning.section import STAGES, diffseg_section, predicted_gib, stage_plan
 from diffseg_nnunet.training import processes
 from diffseg_nnunet.training.checkpoint import file_digest
-from diffseg_nnunet.training.settings import PretrainingSettings, ProbingSettings, TrainingSettings
+from diffseg_nnunet.training.settings import FinetuningSettings, PretrainingSettings, ProbingSettings, TrainingSettings
 
 PLANNED_SETTINGS = ("diffusion", "coordinates")
 """What the plan says of a pretraining, and the command may change."""
+_PROBE_OPTIONS = {"time_steps": "--probe-time-steps", "noisy": "--probe-clean"}
 
 
 def pretrain(
@@ -80,7 +81,8 @@ def train(
             from, if it is a label budget), else of all cases.
         save_probabilities: of the validation cases, for ensembling configurations.
         resume: False sets earlier results aside and starts afresh.
-        settings: fields of the trainer's settings, :class:`TrainingSettings` or :class:`ProbingSettings`.
+        settings: fields of the trainer's settings, :class:`FinetuningSettings` or :class:`ProbingSettings`; of
+            ``probe`` those fields that differ from the strategy's.
 
     Returns:
         The final checkpoint.
@@ -98,10 +100,7 @@ def train(
             f"Pretrain on it with `diffseg pretrain {project.id}`, or add labels.",
         )
     cases = fold_cases(project, configuration, fold)
-    settings_type = registry.load("trainers", strategy).settings_type
-    if "probe" in settings and not issubclass(settings_type, ProbingSettings):
-        raise BadInputError(f"--probe-time-steps does not go with --strategy {strategy}.", "Leave one of them out.")
-    chosen = settings_type(**settings)
+    chosen = training_settings(strategy, **settings)
     inputs = stage_inputs(project, configuration, cases, chosen) | {"strategy": strategy}
     budget = budget_of(project, configuration, fold)
     if budget is not None:
@@ -118,6 +117,41 @@ def train(
     noted = chosen.to_json() | ({} if budget is None else {"labels": budget.to_json()})
     job = Job(project, strategy, stage, folder, inputs, planned, chosen, noted, device, weights, save_probabilities)
     return run_job(job, resume)
+
+
+def training_settings(
+    strategy: str, *, probe: Mapping[str, Any] | None = None, keep_coordinates: float = 0.0, **settings: Any
+) -> TrainingSettings:
+    """The settings of a strategy's trainer.
+
+    Args:
+        probe: fields of what a probe reads that differ from the strategy's.
+        keep_coordinates: of :class:`FinetuningSettings`.
+        settings: other fields.
+
+    Raises:
+        BadInputError: what was given does not go with the strategy.
+    """
+    settings_type = registry.load("trainers", strategy).settings_type
+    if keep_coordinates:
+        if not issubclass(settings_type, FinetuningSettings):
+            raise BadInputError(
+                f"--keep-coordinates does not go with --strategy {strategy}, which leaves the network as it is.",
+                "Leave one of them out.",
+            )
+        settings["keep_coordinates"] = keep_coordinates
+    if probe:
+        if not issubclass(settings_type, ProbingSettings):
+            given = next(option for name, option in _PROBE_OPTIONS.items() if name in probe)
+            raise BadInputError(f"{given} does not go with --strategy {strategy}.", "Leave one of them out.")
+        settings["probe"] = replace(settings_type().probe, **probe)
+        if not settings["probe"].noisy and not settings["probe"].time_steps:
+            raise BadInputError(
+                f"--probe-clean says how time steps are read, and --strategy {strategy} reads none unless they are "
+                "given: the image is read clean as it is.",
+                "Give --probe-time-steps, too, or leave it out.",
+            )
+    return settings_type(**settings)
 
 
 def fold_cases(project: Project, configuration: str, fold: Fold) -> dict[str, list[str]]:

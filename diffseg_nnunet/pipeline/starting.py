@@ -15,7 +15,7 @@ from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.planning.section import diffseg_section
 from diffseg_nnunet.training import checkpoint as checkpoints
 from diffseg_nnunet.training.adaptation import adapt, require_share
-from diffseg_nnunet.training.settings import ProbingSettings, TrainingSettings
+from diffseg_nnunet.training.settings import FinetuningSettings, ProbingSettings, TrainingSettings
 
 FINAL, LATEST = "checkpoint_final.pth", "checkpoint_latest.pth"
 Fold = int | str
@@ -107,6 +107,10 @@ def start(project: Project, configuration: str, trainer: Any, source: Path, adap
     else:
         count = trainer.start_from(content["network_weights"], str(source))
         reporter.info(f"starting from {source} ({count} tensors)")
+    if isinstance(trainer.settings, FinetuningSettings) and trainer.settings.keep_coordinates:
+        reason = trainer.regulariser.take(content)
+        if reason is not None:
+            reporter.warn(f"the coordinate head that is kept starts from random weights: {reason}")
 
 
 def preprocessed_otherwise(project: Project, configuration: str, checkpoint: Mapping[str, Any]) -> list[str]:

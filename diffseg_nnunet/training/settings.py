@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
@@ -52,6 +53,28 @@ class TrainingSettings:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class FinetuningSettings(TrainingSettings):
+    """Settings of fine-tuning, of the whole network or its decoder, and of the twin from scratch.
+
+    Attributes:
+        keep_coordinates: weight of the relative-position loss beside nnU-Net's (1 beside the denoising loss in
+            pretraining); 0: there is none.
+    """
+
+    keep_coordinates: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.keep_coordinates < math.inf:
+            raise ValueError(f"keep_coordinates {self.keep_coordinates} is no weight from 0")
+
+    def to_json(self) -> dict[str, Any]:
+        content = super().to_json()
+        if not self.keep_coordinates:
+            del content["keep_coordinates"]  # what was trained before there was this setting stays what it is
+        return content
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ The coordinate head may stay on as a regulariser.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,19 +14,24 @@ from typing import Any
 import numpy as np
 import torch
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
-from torch import nn
+from torch import Tensor, nn
 
 from diffseg_nnunet.coordinates.head import CoordinateSettings
 from diffseg_nnunet.coordinates.positions import case_to_patient
 from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.training import checkpoint as checkpoints
-from diffseg_nnunet.training.settings import FinetuningSettings, Strategy, TrainingSettings
+from diffseg_nnunet.training.adaptation import Adaptation, canonical
+from diffseg_nnunet.training.settings import FinetuningSettings, Strategy, TrainingSettings, Transfer
 
 from .loaders import SeededLoader
 from .located import LocatedLoader
 from .regulariser import CoordinateRegulariser, RegularisedLoss
 from .segmentation import SegmentationTrainer
 
+TRANSFER: dict[Strategy, Transfer] = {
+    "finetune": "encoder",  # a decoder that gives noise is slow to give organs (benchmarks/RESULTS.md)
+    "decoder": "all",  # arXiv 2402.15216
+}
 _KEY = "coordinate_regulariser"
 
 
@@ -46,6 +52,11 @@ class DiffSegTrainer(SegmentationTrainer):
     _matrices: dict[str, np.ndarray] | None = None
 
     @property
+    def transfer(self) -> Transfer:
+        """Which pretrained weights are started from."""
+        return self.settings.transfer or TRANSFER[self.strategy]
+
+    @property
     def _planned_coordinates(self) -> CoordinateSettings:
         return CoordinateSettings(**self.diffseg["coordinates"])
 
@@ -55,6 +66,31 @@ class DiffSegTrainer(SegmentationTrainer):
                 self.planned_network, self._planned_coordinates, self.settings.keep_coordinates, self.device
             )
         return super().configure_optimizers()
+
+    def start_from(self, weights: Mapping[str, Tensor], source: str) -> int:
+        with self._decoder_kept():
+            count = super().start_from(weights, source)
+        return count if self.transfer == "all" else len(self._of_encoder(weights))
+
+    def adapt_from(self, weights: Mapping[str, Tensor], source: str) -> Adaptation:
+        with self._decoder_kept():
+            return super().adapt_from(weights, source)
+
+    @contextmanager
+    def _decoder_kept(self) -> Iterator[None]:
+        """Undo what the block does to the decoder, where the encoder alone is transferred."""
+        if self.transfer == "all":
+            yield
+            return
+        before = {key: tensor.clone() for key, tensor in self.planned_network.state_dict().items()}
+        yield
+        encoder = self._of_encoder(self.planned_network.state_dict())
+        self.planned_network.load_state_dict({**before, **encoder})
+
+    @staticmethod
+    def _of_encoder(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The encoder's, under all of their names."""
+        return {key: tensor for key, tensor in weights.items() if canonical(key).startswith("encoder.")}
 
     def _trained_parameters(self) -> list[nn.Parameter]:
         trained = super()._trained_parameters()

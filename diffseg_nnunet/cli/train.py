@@ -34,6 +34,24 @@ def train(
     pretrained: Annotated[
         Path | None, typer.Option(help="Checkpoint to start from; else this data set's own.", show_default=False)
     ] = None,
+    transfer: Annotated[
+        str | None,
+        typer.Option(
+            metavar="all|encoder",
+            help="finetune, decoder: start from all pretrained weights but the output layers, or from the encoder's "
+            "alone. Not given: finetune from the encoder's, decoder from all.",
+            show_default=False,
+        ),
+    ] = None,
+    fold_timestep: Annotated[
+        int | None,
+        typer.Option(
+            metavar="T",
+            min=0,
+            help="finetune, decoder: fold the pretrained network's conditioning at this time step, not the plan's.",
+            show_default=False,
+        ),
+    ] = None,
     labels: Labels = None,
     label_seed: LabelSeed = 0,
     npz: Annotated[bool, typer.Option("--npz", help="Also store softmax outputs of the validation cases.")] = False,
@@ -74,6 +92,8 @@ def train(
 
         check_choice("--strategy", strategy, STRATEGIES)
         check_choice("--optimizer", optimizer, OPTIMIZERS)
+        if transfer is not None:
+            check_choice("--transfer", transfer, ("all", "encoder"))
         check_choice("--precision", precision, ("auto", "float32", "bfloat16"))
         chosen = parse_fold(fold)
         if labels is not None:
@@ -101,6 +121,8 @@ def train(
                 workers=workers,
                 probe=_probe_settings(probe_time_steps, probe_clean) or None,
                 keep_coordinates=keep_coordinates or None,
+                transfer=transfer,
+                fold_timestep=fold_timestep,
             ),
         )
         if not is_first():

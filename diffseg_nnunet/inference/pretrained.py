@@ -115,7 +115,7 @@ def weights_at(model: PretrainedModel, time_steps: Sequence[int], source: str) -
     if max(time_steps) >= there:
         raise BadInputError(
             f"{source} was pretrained with {there} time steps, there is none {max(time_steps)}.",
-            f"Give --probe-time-steps from 0 to {there - 1}.",
+            f"Give time steps from 0 to {there - 1}.",
         )
     return [model.assembly.denoiser.folded(t) for t in time_steps]
 

@@ -28,6 +28,7 @@ from diffseg_nnunet.training.settings import FinetuningSettings, PretrainingSett
 
 PLANNED_SETTINGS = ("diffusion", "coordinates")
 """What the plan says of a pretraining, and the command may change."""
+_START_OPTIONS = {"transfer": "--transfer", "fold_timestep": "--fold-timestep"}
 _PROBE_OPTIONS = {"time_steps": "--probe-time-steps", "noisy": "--probe-clean"}
 
 
@@ -140,6 +141,9 @@ def training_settings(
                 "Leave one of them out.",
             )
         settings["keep_coordinates"] = keep_coordinates
+    for name, option in _START_OPTIONS.items():
+        if name in settings and (strategy == "scratch" or not issubclass(settings_type, FinetuningSettings)):
+            raise BadInputError(f"{option} does not go with --strategy {strategy}.", "Leave one of them out.")
     if probe:
         if not issubclass(settings_type, ProbingSettings):
             given = next(option for name, option in _PROBE_OPTIONS.items() if name in probe)

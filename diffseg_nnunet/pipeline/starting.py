@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from diffseg_nnunet import registry
 from diffseg_nnunet.errors import BadInputError
@@ -76,7 +77,7 @@ def refuse_misfit(
         manager.get_label_manager(dataset_json).num_segmentation_heads,
         enable_deep_supervision=True,
     )
-    weights = checkpoints.load_safely(source)["network_weights"]
+    weights = _network_weights(checkpoints.load_safely(source), settings, source)
     time_steps = settings.probe.time_steps if isinstance(settings, ProbingSettings) else ()
     if adapts and configuration.previous_stage_name is None and not time_steps:
         frozen = registry.load("trainers", strategy).frozen
@@ -85,6 +86,14 @@ def refuse_misfit(
         checkpoints.require_same_network(network.state_dict(), weights, str(source))
     if time_steps:
         weights_at(load_pretrained(source, torch.device("cpu")), time_steps, str(source))
+
+
+def _network_weights(content: Mapping[str, Any], settings: TrainingSettings, source: Path) -> Mapping[str, Tensor]:
+    """The stock network's weights in a checkpoint, folded at the time step that the settings name, if they do."""
+    time_step = settings.fold_timestep if isinstance(settings, FinetuningSettings) else None
+    if time_step is None:
+        return content["network_weights"]
+    return weights_at(load_pretrained(source, torch.device("cpu")), (time_step,), str(source))[0]
 
 
 def start(project: Project, configuration: str, trainer: Any, source: Path, adapts: bool) -> None:
@@ -100,12 +109,13 @@ def start(project: Project, configuration: str, trainer: Any, source: Path, adap
         reporter.warn(
             f"{source} was pretrained on the images of {len(seen)} of this fold's validation cases, e.g. {seen[0]}"
         )
+    weights = _network_weights(content, trainer.settings, source)
     if adapts:
-        adaptation = trainer.adapt_from(content["network_weights"], str(source))
+        adaptation = trainer.adapt_from(weights, str(source))
         shares = ", ".join(f"{share:.1%} {kind}" for kind, share in adaptation.shares().items())
         reporter.info(f"starting from {source} (of the parameters {shares})")
     else:
-        count = trainer.start_from(content["network_weights"], str(source))
+        count = trainer.start_from(weights, str(source))
         reporter.info(f"starting from {source} ({count} tensors)")
     if isinstance(trainer.settings, FinetuningSettings) and trainer.settings.keep_coordinates:
         reason = trainer.regulariser.take(content)

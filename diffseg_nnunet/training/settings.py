@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from diffseg_nnunet.coordinates.head import CoordinateSettings
@@ -18,6 +18,8 @@ PATCHES_PER_SCAN = 2
 
 Strategy = Literal["finetune", "scratch", "decoder", "linear", "nonlinear", "pixel-ensemble"]
 """What is trained of the planned network, and from what; each is a registered trainer."""
+Transfer = Literal["all", "encoder"]
+TRANSFERS = get_args(Transfer)
 Pool = Literal["unlabeled", "training", "all"]
 POOLS = get_args(Pool)
 OptimizerName = Literal["sgd", "adamw"]
@@ -62,19 +64,29 @@ class FinetuningSettings(TrainingSettings):
     Attributes:
         keep_coordinates: weight of the relative-position loss beside nnU-Net's (1 beside the denoising loss in
             pretraining); 0: there is none.
+        transfer: which pretrained weights are started from: "all" but the output layers, or those of the "encoder",
+            the decoder from random weights. None takes the strategy's.
+        fold_timestep: the time step at which the conditioning of a pretraining of ours is folded in, instead of the one
+            it was folded at in the end; None: that one.
     """
 
     keep_coordinates: float = 0.0
+    transfer: Transfer | None = None
+    fold_timestep: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.keep_coordinates < math.inf:
             raise ValueError(f"keep_coordinates {self.keep_coordinates} is no weight from 0")
+        if self.transfer not in (None, *TRANSFERS):
+            raise ValueError(f"transfer {self.transfer} is none of {', '.join(TRANSFERS)}")
+        if self.fold_timestep is not None and self.fold_timestep < 0:
+            raise ValueError(f"fold_timestep {self.fold_timestep} is negative")
 
     def to_json(self) -> dict[str, Any]:
+        # what was trained before there were these settings stays what it is
+        added = {f.name: f.default for f in fields(FinetuningSettings) if f.name in FinetuningSettings.__annotations__}
         content = super().to_json()
-        if not self.keep_coordinates:
-            del content["keep_coordinates"]  # what was trained before there was this setting stays what it is
-        return content
+        return {name: value for name, value in content.items() if name not in added or value != added[name]}
 
 
 @dataclass(frozen=True)

@@ -113,6 +113,10 @@ def test_what_does_not_go_together(project: TinyProject) -> None:
         train("linear"): ("There is no pretrained network for fold 0", "diffseg pretrain 1 -c 3d_fullres -f 0"),
         train("finetune", "--probe-time-steps", "50"): ("--probe-time-steps does not go with --strategy finetune",),
         train("linear", "--probe-time-steps", "50;60"): ("50;60 is no list of different time steps",),
+        train("scratch", "--transfer", "encoder"): ("--transfer does not go with --strategy scratch",),
+        train("linear", "--fold-timestep", "50", *kept): ("--fold-timestep does not go with --strategy linear",),
+        train("finetune", "--transfer", "decoder", *kept): ("--transfer decoder is not known", "encoder"),
+        train("finetune", "--fold-timestep", "1000", *kept): ("kept.pth was pretrained with 1000 time steps",),
         train("linear", "--probe-time-steps", "1000", *kept): ("kept.pth was pretrained with 1000 time steps",),
     }
     for finished, words in zip(project.diffseg.in_one_process(list(refusals)), refusals.values(), strict=True):

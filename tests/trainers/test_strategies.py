@@ -20,6 +20,7 @@ from diffseg_nnunet.inference.pretrained import load_pretrained
 from diffseg_nnunet.inference.validation import validate_fold
 from diffseg_nnunet.phantom import LABELS
 from diffseg_nnunet.pipeline.project import Project
+from diffseg_nnunet.pipeline.starting import start
 from diffseg_nnunet.probing.settings import ProbeSettings
 from diffseg_nnunet.trainers import (
     DiffSegPretrainer,
@@ -210,6 +211,35 @@ def test_time_steps_are_those_of_the_pretraining(started: NewTrainer, pretrained
 def test_a_time_step_there_is_not(started: NewTrainer) -> None:
     with pytest.raises(BadInputError, match=r"2d\.pth was pretrained with 1000 time steps, there is none 1000"):
         started(DiffSegTrainerLinear, "2d", probe=ProbeSettings((50, 1000)))
+
+
+@pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
+def test_the_encoder_alone_is_transferred(
+    started: NewTrainer, new_trainer: NewTrainer, pretrained: Callable, configuration: str
+) -> None:
+    twin = new_trainer(DiffSegTrainerScratch, configuration, **one_epoch)
+    twin.initialize()
+    trainer = started(DiffSegTrainer, configuration, transfer="encoder")
+    source = torch.load(pretrained(new_trainer, configuration), weights_only=True)["network_weights"]
+    own, random = state_of(trainer.network), state_of(twin.network)
+    assert {key for key in own if "encoder." in key} == {key for key in own if torch.equal(own[key], source[key])}
+    assert not {key for key in differing(own, random) if "encoder." not in key}
+
+
+def test_another_time_step_is_folded_in(project: Project, new_trainer: NewTrainer, pretrained: Callable) -> None:
+    source = pretrained(new_trainer, "2d")
+    trainer = new_trainer(DiffSegTrainer, "2d", **one_epoch, fold_timestep=400)
+    trainer.initialize()
+    start(project, "2d", trainer, source, adapts=False)
+    denoiser = load_pretrained(source, torch.device("cpu")).assembly.denoiser
+    own = state_of(trainer.network)
+    for step, equal in ((400, True), (100, False)):
+        folded = {key: tensor for key, tensor in denoiser.folded(step).items() if ".seg_layers." not in key}
+        assert all(torch.equal(own[key], tensor) for key, tensor in folded.items()) == equal
+    none = new_trainer(DiffSegTrainer, "2d", **one_epoch, fold_timestep=1000)
+    none.initialize()
+    with pytest.raises(BadInputError, match="there is none 1000"):
+        start(project, "2d", none, source, adapts=False)
 
 
 class InterruptedRunError(Exception):

@@ -134,7 +134,7 @@ def prepare(
     diffseg("verify", LABELLED, environment=environment)
     chosen = [part for option, values in plan.items() for part in (option, *values)]
     diffseg("plan", LABELLED, *chosen, "--unlabeled", POOL, environment=environment)
-    _set_patch(workspace / "nnUNet_preprocessed" / NAME / "DiffSegPlans.json", patch, pretraining_batch)
+    set_patch(workspace, NAME, patch, pretraining_batch)
     diffseg("preprocess", LABELLED, "-c", CONFIGURATION, environment=environment)
     write_json(workspace / "nnUNet_preprocessed" / NAME / "splits_final.json", splits())
     write_json(
@@ -146,8 +146,9 @@ def prepare(
     )
 
 
-def _set_patch(path: Path, patch: Sequence[int], pretraining_batch: int) -> None:
+def set_patch(workspace: Path, dataset: str, patch: Sequence[int], pretraining_batch: int) -> None:
     """As users of nnU-Net edit a plan by hand."""
+    path = workspace / "nnUNet_preprocessed" / dataset / "DiffSegPlans.json"
     plans = json.loads(path.read_text())
     stages = plans["diffseg"]["configurations"][CONFIGURATION]
     for part in (plans["configurations"][CONFIGURATION], stages["training"], stages["pretraining"]):
@@ -186,18 +187,19 @@ def run_folder(workspace: Path, run: str) -> Path:
     return workspace / "runs" / run
 
 
-def run_environment(workspace: Path, run: str | None = None) -> dict[str, str]:
+def run_environment(workspace: Path, run: str | None = None, dataset: str = NAME) -> dict[str, str]:
     """The environment of commands that share raw and preprocessed data and have results of their own.
 
     Args:
         run: name of the run; None: the workspace's own results, of the stages all runs share.
+        dataset: the one that is run.
     """
     workspace = workspace.resolve()
     shared = workspace / "nnUNet_results"
     results = shared if run is None else run_folder(workspace, run)
     paths = (workspace / "nnUNet_raw", workspace / "nnUNet_preprocessed", results)
     if run is not None:  # what the workspace has done, the run need not do again
-        mine, common = (folder / NAME / FILE_NAME for folder in (results, shared))
+        mine, common = (folder / dataset / FILE_NAME for folder in (results, shared))
         content = json.loads(common.read_text())
         shared_stages = {name: stage for name, stage in content["stages"].items() if name.startswith(SHARED_STAGES)}
         own_stages = json.loads(mine.read_text())["stages"] if mine.is_file() else {}

@@ -33,6 +33,7 @@ from diffseg_nnunet.evaluation.report import read_report
 from diffseg_nnunet.pipeline.manifest import versions
 from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.planning.hardware import memory_limit_gib, usable_cores, visible_gpus
+from diffseg_nnunet.training.checkpoint import file_digest
 
 MANIFEST, TABLE_MD, TABLE_CSV = "benchmark.json", "table.md", "table.csv"
 CURVE_PNG, LEARNING_PNG = "curve.png", "learning_curves.png"
@@ -49,6 +50,7 @@ class Findings:
         curves: of what has finished.
         seen: base fold -> data set -> cases a pretraining saw.
         origins: data sets by name, the labelled one first.
+        pretraining: what all but the twin start from, in words.
     """
 
     protocol: BenchmarkProtocol
@@ -60,6 +62,7 @@ class Findings:
     curves: Mapping[Run, LearningCurve]
     seen: Mapping[int, Mapping[str, Sequence[str]]]
     origins: Mapping[str, Origin]
+    pretraining: str
 
     @property
     def legality(self) -> Legality:
@@ -109,7 +112,14 @@ def gathered(benchmark: Benchmark, folds: tuple[Division, ...]) -> Findings:
         {run: curve for run, curve in curves.items() if curve is not None},
         benchmark.pretrainings.seen,
         {name: Origin.of(each) for name, each in names.items()},
+        _pretraining(benchmark),
     )
+
+
+def _pretraining(benchmark: Benchmark) -> str:
+    if benchmark.given is None:
+        return f"{benchmark.protocol.pretrain_iterations} of the pretraining"
+    return f"all but the twin start from {benchmark.given.name} (SHA-256 {file_digest(benchmark.given)})"
 
 
 def write_benchmark_report(benchmark: Benchmark, folds: tuple[Division, ...]) -> Findings:
@@ -136,7 +146,7 @@ def _markdown(found: Findings) -> Iterator[str]:
     yield f"# {_title(found)}"
     yield (
         f"{protocol.summary} Scores by `{protocol.evaluation}`; {protocol.iterations} iterations of every training, "
-        f"{protocol.pretrain_iterations} of the pretraining, seeds {', '.join(map(str, protocol.seeds))}. "
+        f"{found.pretraining}, seeds {', '.join(map(str, protocol.seeds))}. "
         f"Runs: {', '.join(f'{count} {state}' for state, count in counts.items())}."
     )
     legality = found.legality
@@ -194,6 +204,7 @@ def _manifest(benchmark: Benchmark, found: Findings) -> dict[str, Any]:
             "gpus": [gpu.name for gpu in visible_gpus()],
         },
         "data": {name: asdict(origin) for name, origin in found.origins.items()},
+        "pretraining": found.pretraining,
         "pretraining_saw": {f"fold_{fold}": dict(pool) for fold, pool in found.seen.items()},
         "flare_legal": legality.legal,
         "flare_legal_reason": legality.reason,

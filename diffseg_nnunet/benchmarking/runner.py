@@ -27,13 +27,14 @@ from diffseg_nnunet.pipeline.evaluating import evaluate
 from diffseg_nnunet.pipeline.label_budgets import draw_budget
 from diffseg_nnunet.pipeline.planning import PlanRequest
 from diffseg_nnunet.pipeline.project import Project
-from diffseg_nnunet.pipeline.starting import FINAL, LATEST
+from diffseg_nnunet.pipeline.starting import FINAL, LATEST, is_planned_source, refuse_misfit
 from diffseg_nnunet.pipeline.verifying import verify
 from diffseg_nnunet.planning.hardware import resolve_device
 from diffseg_nnunet.raw_dataset import DATASET_JSON, SPLITS_FILE
 from diffseg_nnunet.registry import load as load_registered
 from diffseg_nnunet.training.checkpoint import file_digest, load_safely
 from diffseg_nnunet.training.schedules import split_iterations
+from diffseg_nnunet.training.settings import TrainingSettings
 
 TRACEBACK = "traceback.txt"
 
@@ -60,12 +61,14 @@ class Benchmark:
     Attributes:
         output: folder of the report.
         device: "auto", "cpu" or "cuda".
+        given: a pretrained checkpoint that all strategies but the twin start from; None: each fold is pretrained.
     """
 
     project: Project
     protocol: BenchmarkProtocol
     output: Path
     device: str = "auto"
+    given: Path | None = None
     pretrainings: Pretrainings = field(default_factory=Pretrainings)
 
     @property
@@ -96,8 +99,9 @@ class Benchmark:
         """Each run, in order, and a digest of what it depends on."""
         request = self.plan_request.to_json()
         data = [each.raw().content_signature() for each in (self.project, *self._pool())]
+        given = None if self.given is None else file_digest(self.given)
         runs = list_runs(self.protocol, len(folds))
-        return {run: run_signature(self.protocol, run, folds[run.fold], request, data) for run in runs}
+        return {run: run_signature(self.protocol, run, folds[run.fold], request, data, given) for run in runs}
 
     def _pool(self) -> list[Project]:
         project = self.project
@@ -140,7 +144,17 @@ class Benchmark:
         preprocessing.preprocess(project, (protocol.configuration,))
         folds = self.divisions()
         refuse_copies(project, self._pool(), folds)
+        if self.given is not None:
+            self._refuse_unusable(self.given, folds)
         return folds
+
+    def _refuse_unusable(self, given: Path, folds: tuple[Division, ...]) -> None:
+        """Raises BadInputError if a checkpoint does not fit the plan, or has seen a test case."""
+        adapts = is_planned_source(self.project, file_digest(given))
+        refuse_misfit(self.project, TWIN, self.protocol.configuration, TrainingSettings(), given, adapts)
+        content = load_safely(given)
+        for division in folds:
+            refuse_seen(content, self.project.name, division, str(given))
 
     def _attempt(self, run: Run, division: Division, base: int, signature: str) -> None:
         """One run; what goes wrong is recorded, and the others go on. Only what would stop them all is raised."""
@@ -203,7 +217,7 @@ class Benchmark:
         LearningCurve.of(load_safely(checkpoint), per_epoch).write(folder)
 
     def pretrained(self, base: int, division: Division) -> Path:
-        """The network pretrained on a base fold, which has seen no test case.
+        """The network pretrained on a base fold, or the one that was given; neither has seen a test case.
 
         Raises:
             BadInputError: it could not be made before, or has seen a test case.
@@ -221,7 +235,7 @@ class Benchmark:
 
     def _pretrain(self, base: int, division: Division) -> None:
         protocol = self.protocol
-        checkpoint = stages.pretrain(
+        checkpoint = self.given or stages.pretrain(
             self.project,
             protocol.configuration,
             base,

@@ -97,15 +97,23 @@ def list_runs(protocol: BenchmarkProtocol, folds: int) -> tuple[Run, ...]:
 
 
 def run_signature(
-    protocol: BenchmarkProtocol, run: Run, division: Division, plan: Mapping[str, Any], data: Sequence[str]
+    protocol: BenchmarkProtocol,
+    run: Run,
+    division: Division,
+    plan: Mapping[str, Any],
+    data: Sequence[str],
+    pretrained: str | None = None,
 ) -> str:
     """A digest of what a run's scores depend on, as far as it is declared.
 
     Args:
         plan: the plan's request, as JSON.
         data: digests of the data sets, the labelled one first.
+        pretrained: digest of the checkpoint that was given to start from; None: the benchmark pretrains.
     """
-    pretraining = None if run.strategy == TWIN else [protocol.pretrain_iterations, protocol.pretrain_seed]
+    pretraining: Any = None
+    if run.strategy != TWIN:
+        pretraining = pretrained or [protocol.pretrain_iterations, protocol.pretrain_seed]
     # what joins the pool is no matter of a network that was not pretrained, but it is of the plan's fingerprint
     return signature(
         {

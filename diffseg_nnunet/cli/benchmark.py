@@ -49,6 +49,9 @@ def benchmark(
     ] = None,
     iterations: Annotated[int | None, _option(f"Of every training. {_DECLARED}", min=1)] = None,
     pretrain_iterations: Annotated[int | None, _option(f"Of the pretraining. {_DECLARED}", min=1)] = None,
+    pretrained: Annotated[
+        Path | None, _option("All but the twin start from this checkpoint; else the benchmark pretrains.")
+    ] = None,
     optimizer: Annotated[str | None, _option(f"Of every training: sgd or adamw. {_DECLARED}")] = None,
     configuration: Annotated[str | None, _option(f"nnU-Net's. {_DECLARED}")] = None,
     split: Annotated[str | None, _option(f"A published one: 24/6, 18/12, nnunet-5-fold, … {_DECLARED}")] = None,
@@ -76,7 +79,9 @@ def benchmark(
     Run it again after an interruption: what is finished and unchanged is not done twice.
     """
     from diffseg_nnunet.benchmarking.protocol import find_benchmark
+    from diffseg_nnunet.benchmarking.runner import Benchmark
     from diffseg_nnunet.cli.arguments import check_choice, given
+    from diffseg_nnunet.errors import BadInputError
 
     for strategy in strategies or ():
         check_choice("--strategies", strategy, STRATEGIES)
@@ -102,11 +107,14 @@ def benchmark(
             evaluation=evaluation,
         ),
     )
+    if pretrained is not None and pretrain_iterations is not None:
+        raise BadInputError("--pretrain-iterations does not go with --pretrained.", "Leave one of them out.")
     number = _dataset(protocol, source, dataset_id, workspace, dry_run)
     if number is None:
         return
     with open_project(workspace, number) as project:
-        _run(project, protocol, output, device, dry_run)
+        folder = output or project.results / f"benchmark_{protocol.name}"
+        _run(project, Benchmark(project, protocol, folder, device, pretrained), dry_run)
 
 
 def _dataset(
@@ -161,11 +169,9 @@ def _converted(
     return None if dry_run else dataset_id
 
 
-def _run(project: Project, protocol: BenchmarkProtocol, output: Path | None, device: str, dry_run: bool) -> None:
-    from diffseg_nnunet.benchmarking.runner import Benchmark
+def _run(project: Project, benchmark: Benchmark, dry_run: bool) -> None:
     from diffseg_nnunet.errors import EXIT_FAILURE
 
-    benchmark = Benchmark(project, protocol, output or project.results / f"benchmark_{protocol.name}", device)
     if dry_run:
         _preview(benchmark)
         return

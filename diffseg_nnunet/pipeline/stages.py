@@ -20,7 +20,15 @@ from diffseg_nnunet.pipeline.label_budgets import base_fold, budget_of
 from diffseg_nnunet.pipeline.preprocessing import preprocessing_inputs, require_preprocessed
 from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.pipeline.splits import check_fold, ensure_splits
-from diffseg_nnunet.pipeline.starting import FINAL, LATEST, Fold, find_pretrained, refuse_misfit, start
+from diffseg_nnunet.pipeline.starting import (
+    FINAL,
+    LATEST,
+    Fold,
+    find_pretrained,
+    is_planned_source,
+    refuse_misfit,
+    start,
+)
 from diffseg_nnunet.planning.section import STAGES, diffseg_section, predicted_gib, stage_plan
 from diffseg_nnunet.training import processes
 from diffseg_nnunet.training.checkpoint import file_digest
@@ -226,8 +234,7 @@ class Job:
     @property
     def adapts(self) -> bool:
         """Whether the weights are those the plan was made to start from; others must fit as they are."""
-        planned = diffseg_section(self.project.plans()).get("source", {})
-        return self.inputs.get("pretrained") is not None and self.inputs["pretrained"] == planned.get("sha256")
+        return is_planned_source(self.project, self.inputs.get("pretrained"))
 
     @property
     def configuration(self) -> str:

@@ -54,6 +54,11 @@ def seen_in_pretraining(checkpoint: Mapping[str, Any], dataset: str, cases: list
     return sorted(set(checkpoint.get("pool", {}).get(dataset, [])) & set(cases))
 
 
+def is_planned_source(project: Project, digest: str | None) -> bool:
+    """Whether a checkpoint, by its SHA-256, is the one the plan was made to start from."""
+    return digest is not None and digest == diffseg_section(project.plans()).get("source", {}).get("sha256")
+
+
 def refuse_misfit(
     project: Project, strategy: str, configuration_name: str, settings: TrainingSettings, source: Path, adapts: bool
 ) -> None:

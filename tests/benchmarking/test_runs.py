@@ -68,6 +68,7 @@ def test_names_are_names_of_folders() -> None:
         (BTCV, {"division": Division(("a",), ("b", "c"))}),
         (BTCV, {"plan": {"base_features": 16}}),
         (BTCV, {"data": ("y",)}),
+        (BTCV, {"pretrained": "abc"}),
     ],
 )
 def test_whatever_a_result_depends_on_makes_it_another(protocol: BenchmarkProtocol, changes: dict) -> None:
@@ -77,6 +78,13 @@ def test_whatever_a_result_depends_on_makes_it_another(protocol: BenchmarkProtoc
 def test_the_twin_does_not_depend_on_the_pretraining() -> None:
     twin, longer = Run(TWIN, "2cases", 0), BTCV.changed(pretrain_iterations=7, seeds=(1, 0))
     assert signature(longer, twin) == signature(BTCV, twin)
+    assert signature(BTCV, twin, pretrained="abc") == signature(BTCV, twin)
+
+
+def test_a_given_checkpoint_is_all_that_counts_of_the_pretraining() -> None:
+    longer = BTCV.changed(pretrain_iterations=7, seeds=(1, 0))
+    assert signature(longer, pretrained="abc") == signature(pretrained="abc")
+    assert signature(pretrained="abc") != signature(pretrained="def")
 
 
 def test_other_runs_do_not_matter() -> None:

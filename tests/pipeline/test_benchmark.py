@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from pathlib import Path
@@ -56,6 +57,22 @@ def test_killed_and_gone_on_with(planned_project: TinyProject) -> None:
     )
     assert record(twin) == first
     check_report(project, output, record(tuned))
+    check_given_checkpoint(project, project.pretrained() / "checkpoint_final.pth", output)
+
+
+def check_given_checkpoint(project: TinyProject, given: Path, earlier: Path) -> None:
+    folder, seen = project.folder / "given", project.splits()[0]["train"][0]
+    from_it = ("benchmark", "few-label", 1, *WHAT, "--iterations", 6, "--pretrained", given)
+    run, on_seen, lengths = project.diffseg.in_one_process(
+        [(*from_it, "-o", folder), (*from_it, "--test-cases", seen), (*from_it, "--pretrain-iterations", 6)]
+    )
+    run.ok()
+    manifest, before = (json.loads((each / "benchmark.json").read_text()) for each in (folder, earlier))
+    assert hashlib.sha256(given.read_bytes()).hexdigest() in manifest["pretraining"]
+    assert manifest["pretraining_saw"] == before["pretraining_saw"]
+    assert manifest["results"] == before["results"], "it is the checkpoint the benchmark had made itself"
+    on_seen.refused("was pretrained on the images of 1 test case", seen)
+    lengths.refused("--pretrain-iterations does not go with --pretrained")
 
 
 def check_report(project: TinyProject, output: Path, tuned: dict[str, Any]) -> None:

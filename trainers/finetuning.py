@@ -54,7 +54,7 @@ class DiffSegTrainer(SegmentationTrainer):
     @property
     def transfer(self) -> Transfer:
         """Which pretrained weights are started from."""
-        return self.settings.transfer or TRANSFER[self.strategy]
+        return self.settings.transfer or TRANSFER.get(self.strategy, "all")
 
     @property
     def _planned_coordinates(self) -> CoordinateSettings:

@@ -215,11 +215,16 @@ def stage_seconds(workspace: Path, run: str, stage: str) -> float:
     return manifest["stages"][stage]["seconds"]
 
 
-def pretrain(workspace: Path, mode: str, seed: int, iterations: int) -> Pretraining:
-    """Pretrain on all cases of the workspace, once: none/auxiliary/guidance is the mode of the coordinates."""
-    run = f"pretrain_{mode}_seed{seed}_{iterations}"
+def pretrain(workspace: Path, mode: str, seed: int, iterations: int, changes: Sequence[object] = ()) -> Pretraining:
+    """Pretrain on all cases of the workspace, once.
+
+    Args:
+        mode: of the coordinates: none, auxiliary or guidance.
+        changes: further options of the command.
+    """
+    run = "_".join(["pretrain", mode, f"seed{seed}", str(iterations), *(str(part).strip("-") for part in changes)])
     options = ("--coordinates", mode, "--pool", "all", "--iterations", iterations, "--initial-lr", RATE, "--seed", seed)
-    options = (*options, "--balance", BALANCE)
+    options = (*options, "--balance", BALANCE, *changes)
     diffseg(
         "pretrain", LABELLED, "-c", CONFIGURATION, "-f", "all", *options, environment=run_environment(workspace, run)
     )

@@ -1,10 +1,12 @@
 """What the coordinates are worth: pretraining without, with a head, with guidance, and none at all, few labels each.
 
-Usage: python benchmarks/ablation.py WORKSPACE DATA [--seeds 0 1 2] [--iterations 250] [--pretrain-iterations 600]
+Usage: python benchmarks/ablation.py WORKSPACE DATA [--seeds 0 1 2] [--iterations 1200] [--pretrain-iterations 2000]
+           [--no-report]
 
-One pretraining a mode, of equal length, on all training scans of abdomen.py; then the same short fine-tuning on two
-labelled cases, once a seed, with other cases and another stream of batches for each seed; the from-scratch twin has the
-same plan, cases, batches and length. Scored on the ten held-out BTCV cases. Every run is resumed, or skipped when done.
+One pretraining a mode, of equal length, on all training scans of abdomen.py; then the same fine-tuning on two labelled
+cases, once a seed, with other cases and another stream of batches for each seed, scored on the ten held-out BTCV cases.
+The rows of the head and of the twin from scratch are those of few_labels.py, which must have run. Every run is resumed,
+or skipped when done; several processes may share the work, each with other modes or seeds and `--no-report`.
 """
 
 from __future__ import annotations
@@ -17,24 +19,24 @@ from pathlib import Path
 import numpy as np
 from abdomen import (
     CONFIGURATION,
-    FEW_FOLDS,
-    LABELLED,
+    HELD_OUT,
     add_arguments,
     describe,
-    held_out,
     prepare,
     pretrain,
     run_environment,
     run_folder,
-    splits,
-    stage_seconds,
 )
+from few_labels import ID, MODE, NAME, PATCH, Comparison, prepare_all
 from numpy.typing import NDArray
 from results import diffseg, interval, table, write_section
+from scipy.stats import wilcoxon
+
+from diffseg_nnunet.budgets.folds import BudgetFold, read_budget_folds
 
 MODES = ("none", "auxiliary", "guidance")
 SCRATCH = "from scratch"
-OPTIMIZER = ("--optimizer", "adamw")
+BUDGET = "2cases"
 
 Scores = dict[int, dict[str, float]]
 """Seed -> held-out case -> mean DSC over the organs."""
@@ -43,58 +45,65 @@ Scores = dict[int, dict[str, float]]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
-    parser.add_argument("--modes", nargs="+", default=list(MODES))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help=f"of 0 to {FEW_FOLDS - 1}")
-    parser.add_argument("--iterations", type=int, default=250, help="of fine-tuning")
-    parser.add_argument("--pretrain-iterations", type=int, default=600)
-    parser.add_argument("--pretrain-seed", type=int, default=0)
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--iterations", type=int, default=1200, help="of fine-tuning")
+    parser.add_argument("--pretrain-iterations", type=int, default=2000)
+    parser.add_argument("--no-report", action="store_true")
     options = parser.parse_args()
-    if not set(options.seeds) <= set(range(FEW_FOLDS)):
-        parser.error(f"there are folds for the seeds 0 to {FEW_FOLDS - 1}")
     prepare(options.workspace, options.data)
-    length, seed = options.pretrain_iterations, options.pretrain_seed
-    pretrainings = {mode: pretrain(options.workspace, mode, seed, length) for mode in options.modes}
-    scores: dict[str, Scores] = {}
-    seconds: dict[str, list[float]] = {}
-    # seed by seed, so that an interrupted run has complete comparisons
-    for training_seed in options.seeds:
-        for name in (*options.modes, SCRATCH):
-            checkpoint = pretrainings[name].checkpoint if name in pretrainings else None
-            source = "scratch" if checkpoint is None else f"{name}{length}_{seed}"
-            run = f"finetune_{source}_seed{training_seed}_{options.iterations}"
-            of_cases, took = _finetuned(options, run, checkpoint, training_seed)
-            scores.setdefault(name, {})[training_seed] = of_cases
-            seconds.setdefault(name, []).append(took)
-    cost = {name: pretraining.seconds for name, pretraining in pretrainings.items()}
-    write_section("ablation", _report(options, scores, seconds, cost))
+    modes = list(dict.fromkeys((MODE, *options.modes)))  # the data set is planned to start from that one
+    pretrainings = {mode: pretrain(options.workspace, mode, 0, options.pretrain_iterations) for mode in modes}
+    prepare_all(options.workspace, pretrainings[MODE].checkpoint)
+    for seed in options.seeds:  # so that an interrupted run has complete comparisons
+        for mode in options.modes:
+            if mode != MODE:
+                _finetune(options, mode, pretrainings[mode].checkpoint, seed)
+    if options.no_report:
+        return
+    scores = {mode: {seed: _scores(options, mode, seed) for seed in options.seeds} for mode in options.modes}
+    scores[SCRATCH] = {seed: _scores(options, SCRATCH, seed) for seed in options.seeds}
+    cost = {mode: pretraining.seconds for mode, pretraining in pretrainings.items()}
+    write_section("ablation", _report(options, scores, cost))
 
 
-def _finetuned(
-    options: argparse.Namespace, run: str, checkpoint: Path | None, seed: int
-) -> tuple[dict[str, float], float]:
-    """Train, predict and score one network; held-out case -> mean DSC over the organs, and the seconds of training."""
-    workspace, fold = options.workspace, seed + 1
-    folder = run_folder(workspace, run)
-    report, sources = folder / "report", held_out(workspace, "BTCV")
-    strategy = "scratch" if checkpoint is None else "finetune"
-    if not (report / "scores.json").is_file():
-        environment = run_environment(workspace, run)
-        start = ("--strategy", strategy) if checkpoint is None else ("--pretrained", checkpoint)
-        length = ("--iterations", options.iterations, "--seed", seed, *OPTIMIZER)
-        diffseg("train", LABELLED, "-c", CONFIGURATION, "-f", fold, *start, *length, environment=environment)
-        diffseg(
-            *("predict", "-d", LABELLED, "-c", CONFIGURATION, "-f", fold, "--strategy", strategy, "--no-mirroring"),
-            *("-i", sources[0].image.parent, "-o", folder / "predictions"),
-            environment=environment,
+def _run(options: argparse.Namespace, mode: str) -> str:
+    return f"ablation_{mode}_{options.iterations}"
+
+
+def _finetune(options: argparse.Namespace, mode: str, checkpoint: Path, seed: int) -> None:
+    """On the labels that few_labels.py draws for that seed, from a fold that is tested on the held-out cases."""
+    splits = json.loads((options.workspace / "nnUNet_preprocessed" / NAME / "splits_final.json").read_text())
+    tested = [f"btcv{number}" for number in HELD_OUT]
+    fold = next(number for number, fold in enumerate(splits) if sorted(fold["val"]) == tested)
+    diffseg(
+        *("train", ID, "-c", CONFIGURATION, "-f", fold, "--labels", BUDGET, "--label-seed", seed, "--seed", seed),
+        *("--pretrained", checkpoint, "--iterations", options.iterations, "--optimizer", "adamw"),
+        environment=run_environment(options.workspace, _run(options, mode), NAME),
+    )
+
+
+def _drawn(workspace: Path) -> dict[int, BudgetFold]:
+    """Seed -> the two cases drawn for it, and the fold they are."""
+    folder = workspace / "nnUNet_preprocessed" / NAME
+    folds = read_budget_folds(folder, json.loads((folder / "splits_final.json").read_text()))
+    return {fold.seed: fold for fold in folds.values() if fold.labels == BUDGET}
+
+
+def _scores(options: argparse.Namespace, name: str, seed: int) -> dict[str, float]:
+    """Held-out case -> mean DSC over the organs."""
+    if name in (MODE, SCRATCH):
+        strategy = "scratch" if name == SCRATCH else "finetune"
+        comparison = Comparison(
+            options.workspace, (BUDGET,), (seed,), (strategy,), options.iterations, options.pretrain_iterations
         )
-        diffseg(
-            *("evaluate", "--prediction", folder / "predictions", "--reference", sources[0].label.parent),
-            *("--labels", workspace / "sources" / "labels.json", "-o", report),
-            environment=environment,
-        )
+        report = comparison.output / "runs" / f"seed{seed}_fold0_{BUDGET}_{strategy}"
+    else:
+        folder = run_folder(options.workspace, _run(options, name)) / NAME
+        folder /= f"DiffSegTrainer__DiffSegPlans__{CONFIGURATION}"
+        report = folder / f"fold_{_drawn(options.workspace)[seed].fold}" / "validation_report"
     scores = json.loads((report / "scores.json").read_text())
-    took = stage_seconds(workspace, run, f"train/{strategy}/{CONFIGURATION}/fold_{fold}")
-    return {case["case"]: case["dsc"] for case in scores["case_means"]}, took
+    return {case["case"]: case["dsc"] for case in scores["case_means"]}
 
 
 def seed_means(scores: Scores) -> NDArray[np.float64]:
@@ -116,35 +125,31 @@ def mean_and_spread(values: NDArray[np.float64]) -> str:
     return f"{np.mean(values):.3f}{spread}"
 
 
-def _report(
-    options: argparse.Namespace,
-    scores: Mapping[str, Scores],
-    seconds: Mapping[str, list[float]],
-    cost: Mapping[str, float],
-) -> str:
+def _report(options: argparse.Namespace, scores: Mapping[str, Scores], cost: Mapping[str, float]) -> str:
     rows = []
     for name, own in scores.items():
-        cells = [name, f"{cost[name]:.0f}" if name in cost else "0", f"{np.mean(seconds[name]):.0f}"]
-        cells.append(f"**{mean_and_spread(seed_means(own))}**")
+        cells = [name, f"{cost[name]:.0f}" if name in cost else "0", f"**{mean_and_spread(seed_means(own))}**"]
         for other in ("none", SCRATCH):
             if name == other or other not in scores or (name, other) == (SCRATCH, "none"):
                 cells.append("")
                 continue
             over_seeds, over_cases = paired(own, scores[other])
-            cells.append(f"{mean_and_spread(over_seeds)}; {interval(over_cases, 3)}")
+            p = wilcoxon(over_cases).pvalue
+            cells.append(f"{mean_and_spread(over_seeds)}; {interval(over_cases, 3)}, p = {p:.3f}")
         rows.append(cells)
-    folds = splits()
-    cases = "; ".join(f"seed {seed}: {', '.join(folds[seed + 1]['train'])}" for seed in options.seeds)
-    header = ("pretraining", "its seconds", "fine-tuning's seconds", "DSC", "minus none", "minus from scratch")
+    drawn = _drawn(options.workspace)
+    cases = "; ".join(f"seed {seed}: {', '.join(drawn[seed].train)}" for seed in options.seeds)
+    header = ("coordinates in pretraining", "its seconds", "DSC", "minus none", "minus from scratch")
     return (
-        f"## What the coordinates are worth, with two labelled cases\n\nScript: `benchmarks/ablation.py`. "
-        f"{describe(options.workspace)} One pretraining a mode, {options.pretrain_iterations} iterations, seed "
-        f"{options.pretrain_seed}, on all 194 training scans: equal iterations, so the seconds differ (guidance spends "
-        f"a quarter of its iterations on the regressor alone). Then {options.iterations} iterations (AdamW) on two "
-        f"labelled BTCV cases, one network a seed, other cases for each ({cases}), the same for all rows of a seed. "
-        f"Mean DSC over 13 organs on the ten held-out BTCV cases, no test-time mirroring.\n\n"
-        f"DSC: mean ± standard deviation over the {len(options.seeds)} seed(s). Differences are paired by seed and "
-        "case: mean ± standard deviation over seeds; mean [95 % CI] over cases.\n\n" + table(header, rows)
+        "## What the coordinates are worth, with two labelled cases\n\nScript: `benchmarks/ablation.py`. "
+        f"{describe(options.workspace)} One pretraining a mode, {options.pretrain_iterations} iterations, seed 0, on "
+        "all 194 training scans: equal iterations, so the seconds differ (guidance spends a quarter of its iterations "
+        f"on the regressor alone). Then {options.iterations} iterations (AdamW, patches of "
+        f"{'×'.join(map(str, PATCH))}) from the encoder on two labelled BTCV cases, one network a seed, other cases "
+        f"for each ({cases}), the same for all rows of a seed. Mean DSC over 13 organs on the ten held-out BTCV cases."
+        f"\n\nDSC: mean ± standard deviation over the {len(options.seeds)} seed(s). Differences are paired by seed "
+        "and case: mean ± standard deviation over seeds; mean [95 % interval] over cases, averaged over the seeds "
+        "first, and p of a two-sided Wilcoxon signed-rank test over them, not corrected.\n\n" + table(header, rows)
     )
 
 

@@ -7,6 +7,8 @@ import argparse
 import ablation
 import numpy as np
 
+from diffseg_nnunet.budgets.folds import BudgetFold
+
 
 def test_paired_differences():
     first = {0: {"a": 0.5, "b": 0.7}, 1: {"a": 0.6, "b": 0.8}}
@@ -19,13 +21,15 @@ def test_paired_differences():
 
 def test_report_has_a_row_for_each_start_and_no_difference_to_itself(monkeypatch):
     monkeypatch.setattr(ablation, "describe", lambda workspace: "A plan.")
-    options = argparse.Namespace(workspace=None, seeds=[0, 1], iterations=5, pretrain_iterations=7, pretrain_seed=0)
+    fold = BudgetFold(6, 5, "2cases", 0, ("x", "y"), (), ("a", "b"), None, 0, ())
+    monkeypatch.setattr(ablation, "_drawn", lambda workspace: {0: fold, 1: fold})
+    options = argparse.Namespace(workspace=None, seeds=[0, 1], iterations=5, pretrain_iterations=7)
     names = ("none", "auxiliary", ablation.SCRATCH)
     scores = {name: {seed: {"a": 0.1 * i, "b": 0.2 * i} for seed in (0, 1)} for i, name in enumerate(names)}
-    report = ablation._report(options, scores, {name: [1.0, 3.0] for name in names}, {"none": 10.0, "auxiliary": 12.0})
+    report = ablation._report(options, scores, {"none": 10.0, "auxiliary": 12.0})
     rows = {line.split(" | ")[0].strip("| "): line for line in report.splitlines() if line.startswith("| ")}
     cells = [cell.strip() for cell in rows["auxiliary"].strip("|").split("|")]
-    assert cells[1:4] == ["12", "2", "**0.150 ± 0.000**"]
-    assert cells[4].startswith("0.150 ± 0.000; 0.150 [")
+    assert cells[1:3] == ["12", "**0.150 ± 0.000**"]
+    assert cells[3].startswith("0.150 ± 0.000; 0.150 [")
     assert rows["none"].count("[") == 1
     assert "[" not in rows[ablation.SCRATCH]

@@ -34,11 +34,14 @@ def predict(project: TinyProject, strategy: str) -> tuple[object, ...]:
 
 
 def test_a_decoder_is_a_stock_network(project: TinyProject) -> None:
+    """Also where the coordinate head has been kept on."""
     archive, empty, stock = (project.folder / name for name in ("model.zip", "empty", "stock"))
-    lines = [train("decoder"), predict(project, "decoder")]
+    keeping = train("decoder", "--keep-coordinates", 0.5)
+    lines = [keeping, predict(project, "decoder")]
     lines.append(("export", 1, "-c", "3d_fullres", "--strategy", "decoder", "--stock", archive))
     for finished in project.diffseg.in_one_process(lines):
         finished.ok()
+    assert project.stage("train/decoder/3d_fullres/fold_0")["settings"]["keep_coordinates"] == 0.5
     empty.mkdir()
     variables = project.nnunet_variables() | {"nnUNet_results": empty}
     scripts, run = Path(sysconfig.get_path("scripts")), project.diffseg.start_other
@@ -81,7 +84,7 @@ def test_probes_are_trained_and_predict(project: TinyProject) -> None:
 def test_voters_predict_and_say_where_they_disagree(project: TinyProject) -> None:
     output = project.folder / "out_pixel-ensemble"
     lines = [
-        train("pixel-ensemble"),
+        train("pixel-ensemble", "--probe-clean"),
         (*predict(project, "pixel-ensemble"), "--uncertainty"),
         ("predict", "-d", 1, "-i", project.test_images, "-o", project.folder / "other", "--uncertainty"),
     ]
@@ -89,7 +92,8 @@ def test_voters_predict_and_say_where_they_disagree(project: TinyProject) -> Non
     trained.ok()
     predicted.ok()
     refused.refused("--uncertainty tells how much the voters", "--strategy pixel-ensemble")
-    assert project.stage("train/pixel-ensemble/3d_fullres/fold_0")["settings"]["probe"]["time_steps"] == [50, 150, 250]
+    probe = project.stage("train/pixel-ensemble/3d_fullres/fold_0")["settings"]["probe"]
+    assert probe == {"time_steps": [50, 150, 250], "noisy": False}
     names = [path.name for path in sorted(output.glob("*.nii.gz"))]
     assert names == [path.name for path in sorted((output / "uncertainty").iterdir())]
     for name in names:
@@ -112,6 +116,9 @@ def test_what_does_not_go_together(project: TinyProject) -> None:
         train("decoder"): ("There is no pretrained network for fold 0", "diffseg pretrain 1 -c 3d_fullres -f 0"),
         train("linear"): ("There is no pretrained network for fold 0", "diffseg pretrain 1 -c 3d_fullres -f 0"),
         train("finetune", "--probe-time-steps", "50"): ("--probe-time-steps does not go with --strategy finetune",),
+        train("finetune", "--probe-clean"): ("--probe-clean does not go with --strategy finetune",),
+        train("linear", "--probe-clean"): ("--strategy linear reads none unless they are given", "--probe-time-steps"),
+        train("linear", "--keep-coordinates", 1): ("--keep-coordinates does not go with --strategy linear",),
         train("linear", "--probe-time-steps", "50;60"): ("50;60 is no list of different time steps",),
         train("scratch", "--transfer", "encoder"): ("--transfer does not go with --strategy scratch",),
         train("linear", "--fold-timestep", "50", *kept): ("--fold-timestep does not go with --strategy linear",),

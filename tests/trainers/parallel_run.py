@@ -43,6 +43,14 @@ def losses_of(trainer: Any) -> list[float]:
     return [float(loss) for key in ("train_losses", "val_losses") for loss in trainer.logger.get_value(key, step=None)]
 
 
+def weights_of(trainer: Any) -> np.ndarray:
+    """All that a trainer trains, flat."""
+    modules = [trainer.network, *([trainer.refiner] if hasattr(trainer, "refiner") else [])]
+    regulariser = getattr(trainer, "regulariser", None)
+    modules += [] if regulariser is None else [regulariser.head]
+    return torch.cat([p.detach().flatten() for module in modules for p in module.parameters()]).numpy()
+
+
 def main(task_file: str) -> None:
     task = json.loads(Path(task_file).read_text())
     torch.set_num_threads(1)
@@ -59,8 +67,7 @@ def main(task_file: str) -> None:
             start = trainer.current_epoch
             trainer.run_training()
             report = {"start": start, "losses": losses_of(trainer), "batch_size": trainer.batch_size}
-            modules = [trainer.network, *([trainer.refiner] if hasattr(trainer, "refiner") else [])]
-            weights = torch.cat([p.detach().flatten() for module in modules for p in module.parameters()]).numpy()
+            weights = weights_of(trainer)
             prefix = Path(task["results"]) / f"{name}_{processes.rank()}"
             np.save(prefix.with_suffix(".npy"), weights)
             prefix.with_suffix(".json").write_text(json.dumps(report))

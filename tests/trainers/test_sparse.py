@@ -229,6 +229,20 @@ def test_an_ignore_label_of_the_data_set_is_kept(new_trainer: NewTrainer, drawn:
     assert trainer.label_manager.ignore_label == highest
 
 
+def test_coordinates_are_learned_from_whole_patches(
+    new_trainer: NewTrainer, drawn: Callable[[str], BudgetFold]
+) -> None:
+    """Whatever is annotated in them."""
+    trainer = initialised(
+        new_trainer, drawn("2slices"), "3d_fullres", iterations=1, keep_coordinates=0.5, precision="float32"
+    )
+    assert trainer.annotations is not None
+    loader, _ = trainer.build_loaders()
+    assert next(loader.start_at(0, 0, 0, 1))["inside"].all()
+    trainer.run_training()
+    assert all(torch.isfinite(parameter).all() for parameter in trainer.regulariser.head.parameters())
+
+
 def test_lone_voxels_survive_turning() -> None:
     """They outvote no neighbour by interpolation; of the nearest voxels, as many are annotated as before."""
     torch.manual_seed(0)

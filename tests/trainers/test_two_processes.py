@@ -19,7 +19,7 @@ import torch
 from diffseg_nnunet.workspace import Workspace
 
 from .conftest import LABELLED, environment_restored
-from .parallel_run import build, losses_of
+from .parallel_run import build, losses_of, weights_of
 
 PROGRAM = Path(__file__).with_name("parallel_run.py")
 EPOCHS = 20  # of one iteration each
@@ -29,6 +29,8 @@ FLOAT32 = {"iterations": EPOCHS, "workers": 0, "precision": "float32", "seed": 2
 RUNS = {
     "pretraining": ("DiffSegPretrainer", {**FLOAT32, "pictures": 1, "initial_lr": 1e-4}),
     "training": ("DiffSegTrainer", {**FLOAT32, "optimizer": "sgd"}),
+    # with few scans and a batch of four, patches of a scan lie in both processes
+    "keeping": ("DiffSegTrainer", {**FLOAT32, "optimizer": "sgd", "keep_coordinates": 3.0}),
 }
 STOPPED_AT = 16
 
@@ -71,7 +73,7 @@ def alone(
                 trainer.progress = keep_when_stopped(trainer, checkpoint)
             trainer.initialize()
             trainer.run_training()
-            weights = torch.cat([p.detach().flatten() for p in trainer.network.parameters()]).numpy()
+            weights = weights_of(trainer)
             courses[name] = Course(losses_of(trainer), weights, files_in(folder / name))
     return courses, checkpoint
 

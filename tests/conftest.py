@@ -9,13 +9,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-_OURS = ("nnUNet_", "DIFFSEG_")
+from .process_state import OURS, single_threaded
+
 _RESULTS = "results of all lines: "
 
 
@@ -126,7 +127,7 @@ print("{_RESULTS}" + json.dumps(results))
 
 def clean_environment() -> dict[str, str]:
     """This process's, without nnU-Net's and our variables, without a terminal's width, and without a GPU."""
-    dropped = (*_OURS, "COLUMNS", "LINES")
+    dropped = (*OURS, "COLUMNS", "LINES")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
     return kept | {"CUDA_VISIBLE_DEVICES": ""}
 
@@ -135,6 +136,13 @@ def clean_environment() -> dict[str, str]:
 def command_line() -> Callable[[Path], CommandLine]:
     """The command line in a given folder."""
     return CommandLine
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Of torch, in this process; folders of tests on tiny tensors use it for all of them."""
+    with single_threaded():
+        yield
 
 
 @pytest.fixture

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,23 +19,10 @@ from diffseg_nnunet.planning.section import diffseg_section
 from diffseg_nnunet.trainers import DiffSegPretrainer
 from diffseg_nnunet.training.settings import PretrainingSettings
 from diffseg_nnunet.workspace import Workspace
+from tests.process_state import environment_restored
 
 LABELLED, UNLABELLED = 901, 902
 REQUEST = PlanRequest(gpu_memory="1", backbone="plain", base_features=8, spacing=(14.0, 14.0, 14.0))
-
-
-@contextmanager
-def environment_restored() -> Iterator[None]:
-    """nnU-Net's variables are process-wide: those of the caller neither matter within the block nor change."""
-    kept = dict(os.environ)
-    for variable in kept:
-        if variable.startswith(("nnUNet_", "DIFFSEG_")):
-            del os.environ[variable]
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(kept)
 
 
 @pytest.fixture(scope="session")
@@ -61,15 +46,6 @@ def phantom_workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
             plan(project, replace(REQUEST, unlabelled=pool))
             preprocess(project, configurations)
     return workspace
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Several would mostly wait for each other on tiny tensors; those of the caller return."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

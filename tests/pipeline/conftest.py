@@ -95,6 +95,20 @@ class TinyProject:
         return TinyProject(type(self.diffseg)(folder))
 
 
+class Recorder:
+    """A reporter that keeps its warnings."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def info(self, text: str) -> None: ...
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+
+    def progress(self, stage: str, done: int, total: int, news: str = "") -> None: ...
+
+
 @pytest.fixture(scope="session")
 def planned(tmp_path_factory: pytest.TempPathFactory, command_line: Callable[[Path], CommandLine]) -> TinyProject:
     """Converted and planned. Never changed: take a copy."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -46,6 +50,41 @@ def phantom_workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
             plan(project, replace(REQUEST, unlabelled=pool))
             preprocess(project, configurations)
     return workspace
+
+
+def train_in_two_processes(
+    phantom_workspace: Workspace, runs: dict[str, dict[str, Any]], folder: Path
+) -> dict[str, list[tuple[dict[str, Any], np.ndarray]]]:
+    """Have torchrun train fold 0 of the phantom in two processes, on the CPU; see parallel_run.py.
+
+    Args:
+        phantom_workspace: its results are not used.
+        runs: name -> 'trainer', 'settings' and, where a checkpoint is gone on from, 'resume'.
+        folder: gets the results of each run and process, in ``name/rank_N``.
+
+    Returns:
+        name -> report and weights of each process.
+    """
+    task = {
+        "raw": str(phantom_workspace.raw),
+        "preprocessed": str(phantom_workspace.preprocessed),
+        "results": str(folder),
+        "dataset": LABELLED,
+        "runs": {name: {"resume": None, **run} for name, run in runs.items()},
+    }
+    path, program = folder / "task.json", Path(__file__).with_name("parallel_run.py")
+    path.write_text(json.dumps(task))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", program, path]
+    with environment_restored():
+        done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return {
+        name: [
+            (json.loads((folder / f"{name}_{rank}.json").read_text()), np.load(folder / f"{name}_{rank}.npy"))
+            for rank in (0, 1)
+        ]
+        for name in runs
+    }
 
 
 @pytest.fixture

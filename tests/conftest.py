@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,10 +15,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from .process_state import OURS, single_threaded
 
+MadeOnce = Callable[[str, Callable[[Path], None]], Path]
 _RESULTS = "results of all lines: "
+
+
+_LONGEST = ("pipeline", "trainers", "planners")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The folders whose files take longest come first: short ones at the end let the processes end together."""
+
+    def rank(item: pytest.Item) -> int:
+        folder = item.path.relative_to(Path(__file__).parent).parts[0]
+        return _LONGEST.index(folder) if folder in _LONGEST else len(_LONGEST)
+
+    items.sort(key=rank)
 
 
 @dataclass(frozen=True)
@@ -136,6 +152,27 @@ def clean_environment() -> dict[str, str]:
 def command_line() -> Callable[[Path], CommandLine]:
     """The command line in a given folder."""
     return CommandLine
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> MadeOnce:
+    """(name, make) -> a copy of the folder that `make` fills, which it does once a test run: of pytest-xdist's workers
+    the first that asks makes it, and the others wait. Times of modification are kept, so that nothing seems changed."""
+    run = tmp_path_factory.getbasetemp()
+    if worker_id != "master":  # a worker's folder lies in the run's
+        run = run.parent
+
+    def copy(name: str, make: Callable[[Path], None]) -> Path:
+        folder, made = run / f"once_{name}", run / f"once_{name}.made"
+        with FileLock(run / f"once_{name}.lock"):
+            if not made.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of a worker that failed
+                folder.mkdir()
+                make(folder)
+                made.touch()
+        return Path(shutil.copytree(folder, tmp_path_factory.mktemp(name), dirs_exist_ok=True))
+
+    return copy
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -25,31 +25,36 @@ from diffseg_nnunet.training.settings import PretrainingSettings
 from diffseg_nnunet.workspace import Workspace
 from tests.process_state import environment_restored
 
+if TYPE_CHECKING:
+    from tests.conftest import MadeOnce
+
 LABELLED, UNLABELLED = 901, 902
 REQUEST = PlanRequest(gpu_memory="1", backbone="plain", base_features=8, spacing=(14.0, 14.0, 14.0))
 
 
 @pytest.fixture(scope="session")
-def phantom_workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+def phantom_workspace(made_once: MadeOnce) -> Workspace:
     """Six labelled and four unlabelled phantoms, both planned and preprocessed."""
-    folder = tmp_path_factory.mktemp("phantom")
     with environment_restored():
-        workspace = Workspace.locate(folder / "workspace").activate()
-        source = folder / "source"
-        write_phantom(source, labelled=6, unlabelled=4, test=0, seed=3)
-        converter = registry.load("converters", "folder")()
-        labelled = converter.plan(source / "images", source / "labels", source / "labels.json", "CT", "Phantom")
-        unlabelled = converter.plan(source / "unlabelled_images", None, None, "CT", "Unlabelled")
-        for number, conversion in ((LABELLED, labelled), (UNLABELLED, unlabelled)):
-            conversion.execute(dataset_id=number, workspace=workspace, workers=1)
-        for number, pool, configurations in (
-            (LABELLED, (UNLABELLED,), ["2d", "3d_fullres"]),
-            (UNLABELLED, (), ["3d_fullres"]),
-        ):
-            project = Project.open(workspace, number)
-            plan(project, replace(REQUEST, unlabelled=pool))
-            preprocess(project, configurations)
-    return workspace
+        return Workspace.locate(made_once("phantom", make_phantom_workspace))
+
+
+def make_phantom_workspace(folder: Path) -> None:
+    workspace = Workspace.locate(folder).activate()
+    source = folder / "source"
+    write_phantom(source, labelled=6, unlabelled=4, test=0, seed=3)
+    converter = registry.load("converters", "folder")()
+    labelled = converter.plan(source / "images", source / "labels", source / "labels.json", "CT", "Phantom")
+    unlabelled = converter.plan(source / "unlabelled_images", None, None, "CT", "Unlabelled")
+    for number, conversion in ((LABELLED, labelled), (UNLABELLED, unlabelled)):
+        conversion.execute(dataset_id=number, workspace=workspace, workers=1)
+    for number, pool, configurations in (
+        (LABELLED, (UNLABELLED,), ["2d", "3d_fullres"]),
+        (UNLABELLED, (), ["3d_fullres"]),
+    ):
+        project = Project.open(workspace, number)
+        plan(project, replace(REQUEST, unlabelled=pool))
+        preprocess(project, configurations)
 
 
 def train_in_two_processes(

@@ -58,6 +58,16 @@ class Finished:
         return self
 
 
+def _own_cores() -> list[int | None]:
+    """This process's share of the cores: were all open to each of pytest-xdist's workers, commands of two of them would
+    often meet on one core, while another has nothing to do."""
+    if not hasattr(os, "sched_getaffinity"):
+        return [None]
+    cores = sorted(os.sched_getaffinity(0))
+    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    return cores[number % len(cores) :: int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))]
+
+
 def _prepare(core: int | None) -> None:
     """In the child: its core, and Ctrl-C as a terminal would have it; a test run in the background ignores it."""
     if core is not None:
@@ -71,7 +81,7 @@ class Started:
     Stages take the cores they find, and the tests' tiny networks on several threads would mostly wait for each other.
     """
 
-    _cores = itertools.cycle(sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [None])
+    _cores = itertools.cycle(_own_cores())
 
     def __init__(self, command: Sequence[object], cwd: Path, environment: dict[str, str]):
         core = next(self._cores)

@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +42,6 @@ class Finished:
     code: int
     out: str
     err: str
-    seconds: float
 
     def ok(self) -> Finished:
         assert self.code == 0, f"exit code {self.code}\n{self.out}\n{self.err}"
@@ -85,7 +83,6 @@ class Started:
 
     def __init__(self, command: Sequence[object], cwd: Path, environment: dict[str, str]):
         core = next(self._cores)
-        self._begin = time.monotonic()
         self.process = subprocess.Popen(
             [str(word) for word in command],
             cwd=cwd,
@@ -105,7 +102,7 @@ class Started:
         except BaseException:
             self.kill()
             raise
-        return Finished(self.process.returncode, out, err, time.monotonic() - self._begin)
+        return Finished(self.process.returncode, out, err)
 
     def kill(self) -> None:
         """End the whole process group at once, as a power cut would."""
@@ -140,7 +137,7 @@ for line in json.load(sys.stdin):
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = run(line)
-    results.append([code, out.getvalue(), err.getvalue(), 0.0])
+    results.append([code, out.getvalue(), err.getvalue()])
 print("{_RESULTS}" + json.dumps(results))
 """
         arguments = json.dumps([[str(argument) for argument in line] for line in lines])

@@ -1,4 +1,5 @@
-"""The command line as its users run it: in a process of its own, in a folder of its own, without inherited settings."""
+"""The command line as its users run it: in a process of its own, in a folder of its own, without inherited settings.
+And what pytest's processes share: the order of the files, the cores, and folders that are made once."""
 
 from __future__ import annotations
 
@@ -20,8 +21,6 @@ from .process_state import OURS, single_threaded
 
 MadeOnce = Callable[[str, Callable[[Path], None]], Path]
 _RESULTS = "results of all lines: "
-
-
 _LONGEST = ("pipeline", "trainers", "planners")
 
 

@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
+from diffseg_nnunet.cross_validation import FOLDS, NNUNET_SEED, cross_validation
 from diffseg_nnunet.errors import BadInputError
 
 from .description import ConversionPlan, SplitScheme
 
-FOLDS, NNUNET_SEED = 5, 12345
 DRAWS, DRAW_SEED = 5, 2015
 PSEUDO_LABELLED = "pseudo_labelled"
 """Entry of dataset.json whose 'cases' have labels that a model made."""
@@ -116,16 +116,11 @@ def k_fold(cases: Iterable[str], folds: int = FOLDS, always: Iterable[str] = ())
     ordered, always = sorted(set(cases)), tuple(sorted(set(always)))
     if len(ordered) < 2:
         return ()
-    from nnunetv2.utilities.crossval_split import generate_crossval_split
-
-    folds = min(folds, len(ordered))
-    parts = generate_crossval_split(ordered, seed=NNUNET_SEED, n_splits=folds)
+    parts = cross_validation(ordered, folds)
     return (
         SplitScheme(
-            f"{folds}-fold",
-            tuple(
-                {"train": (*map(str, each["train"]), *always), "val": tuple(map(str, each["val"]))} for each in parts
-            ),
+            f"{len(parts)}-fold",
+            tuple({"train": (*fold["train"], *always), "val": tuple(fold["val"])} for fold in parts),
             f"nnU-Net's rule: KFold, shuffled, seed {NNUNET_SEED}",
         ),
     )

@@ -1,22 +1,37 @@
-"""The command line as its users run it: in a process of its own, in a folder of its own, without inherited settings."""
+"""The command line as its users run it: in a process of its own, in a folder of its own, without inherited settings.
+And what pytest's processes share: the order of the files, the cores, and folders that are made once."""
 
 from __future__ import annotations
 
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
-_OURS = ("nnUNet_", "DIFFSEG_")
+from .process_state import OURS, single_threaded
+
+MadeOnce = Callable[[str, Callable[[Path], None]], Path]
 _RESULTS = "results of all lines: "
+_LONGEST = ("pipeline", "trainers", "planners")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The folders whose files take longest come first: short ones at the end let the processes end together."""
+
+    def rank(item: pytest.Item) -> int:
+        folder = item.path.relative_to(Path(__file__).parent).parts[0]
+        return _LONGEST.index(folder) if folder in _LONGEST else len(_LONGEST)
+
+    items.sort(key=rank)
 
 
 @dataclass(frozen=True)
@@ -26,7 +41,6 @@ class Finished:
     code: int
     out: str
     err: str
-    seconds: float
 
     def ok(self) -> Finished:
         assert self.code == 0, f"exit code {self.code}\n{self.out}\n{self.err}"
@@ -39,6 +53,16 @@ class Finished:
         for word in words:
             assert str(word) in self.err, f"{word!r} is not in:\n{self.err}"
         return self
+
+
+def _own_cores() -> list[int | None]:
+    """This process's share of the cores: were all open to each of pytest-xdist's workers, commands of two of them would
+    often meet on one core, while another has nothing to do."""
+    if not hasattr(os, "sched_getaffinity"):
+        return [None]
+    cores = sorted(os.sched_getaffinity(0))
+    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    return cores[number % len(cores) :: int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))]
 
 
 def _prepare(core: int | None) -> None:
@@ -54,11 +78,10 @@ class Started:
     Stages take the cores they find, and the tests' tiny networks on several threads would mostly wait for each other.
     """
 
-    _cores = itertools.cycle(sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [None])
+    _cores = itertools.cycle(_own_cores())
 
     def __init__(self, command: Sequence[object], cwd: Path, environment: dict[str, str]):
         core = next(self._cores)
-        self._begin = time.monotonic()
         self.process = subprocess.Popen(
             [str(word) for word in command],
             cwd=cwd,
@@ -78,7 +101,7 @@ class Started:
         except BaseException:
             self.kill()
             raise
-        return Finished(self.process.returncode, out, err, time.monotonic() - self._begin)
+        return Finished(self.process.returncode, out, err)
 
     def kill(self) -> None:
         """End the whole process group at once, as a power cut would."""
@@ -113,7 +136,7 @@ for line in json.load(sys.stdin):
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = run(line)
-    results.append([code, out.getvalue(), err.getvalue(), 0.0])
+    results.append([code, out.getvalue(), err.getvalue()])
 print("{_RESULTS}" + json.dumps(results))
 """
         arguments = json.dumps([[str(argument) for argument in line] for line in lines])
@@ -126,7 +149,7 @@ print("{_RESULTS}" + json.dumps(results))
 
 def clean_environment() -> dict[str, str]:
     """This process's, without nnU-Net's and our variables, without a terminal's width, and without a GPU."""
-    dropped = (*_OURS, "COLUMNS", "LINES")
+    dropped = (*OURS, "COLUMNS", "LINES")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
     return kept | {"CUDA_VISIBLE_DEVICES": ""}
 
@@ -135,6 +158,34 @@ def clean_environment() -> dict[str, str]:
 def command_line() -> Callable[[Path], CommandLine]:
     """The command line in a given folder."""
     return CommandLine
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> MadeOnce:
+    """(name, make) -> a copy of the folder that `make` fills, which it does once a test run: of pytest-xdist's workers
+    the first that asks makes it, and the others wait. Times of modification are kept, so that nothing seems changed."""
+    run = tmp_path_factory.getbasetemp()
+    if worker_id != "master":  # a worker's folder lies in the run's
+        run = run.parent
+
+    def copy(name: str, make: Callable[[Path], None]) -> Path:
+        folder, made = run / f"once_{name}", run / f"once_{name}.made"
+        with FileLock(run / f"once_{name}.lock"):
+            if not made.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of a worker that failed
+                folder.mkdir()
+                make(folder)
+                made.touch()
+        return Path(shutil.copytree(folder, tmp_path_factory.mktemp(name), dirs_exist_ok=True))
+
+    return copy
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Of torch, in this process; folders of tests on tiny tensors use it for all of them."""
+    with single_threaded():
+        yield
 
 
 @pytest.fixture

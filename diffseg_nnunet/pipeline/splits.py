@@ -7,12 +7,12 @@ from pathlib import Path
 
 from diffseg_nnunet.atomic import write_json
 from diffseg_nnunet.budgets.folds import LABEL_BUDGETS, read_budget_folds
+from diffseg_nnunet.cross_validation import cross_validation
 from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.raw_dataset import SPLITS_FILE
 
 Splits = list[dict[str, list[str]]]
-_FOLDS = 5
 
 
 def ensure_splits(project: Project, configuration: str) -> Splits:
@@ -50,7 +50,7 @@ def ensure_splits(project: Project, configuration: str) -> Splits:
             f"{project.name} has {len(cases)} labelled case(s) preprocessed for {configuration}: too few for a split.",
             "Label more, or train on everything with `-f all`.",
         )
-    splits = _by_rule(cases)
+    splits = cross_validation(cases)
     write_json(path, splits)
     (project.preprocessed / LABEL_BUDGETS).unlink(missing_ok=True)
     return splits
@@ -68,16 +68,8 @@ def check_fold(project: Project, configuration: str, fold: int | str) -> None:
         )
 
 
-def _by_rule(cases: list[str]) -> Splits:
-    """nnU-Net's five-fold cross-validation, with fewer folds where there are fewer cases."""
-    from nnunetv2.utilities.crossval_split import generate_crossval_split
-
-    splits = generate_crossval_split(cases, n_splits=min(_FOLDS, len(cases)))
-    return [{part: [str(case) for case in members] for part, members in split.items()} for split in splits]
-
-
 def _made_by_rule(splits: Splits, named: list[str]) -> bool:
-    return len(named) >= 2 and splits == _by_rule(named)
+    return len(named) >= 2 and splits == cross_validation(named)
 
 
 def _read(path: Path) -> Splits:

@@ -78,17 +78,6 @@ AMOS22_JSON = """background,spleen,right kidney,left kidney,gall bladder,esophag
 BTCV_NUMBERS = [*range(1, 11), *range(21, 41)]
 
 
-@pytest.fixture(autouse=True)
-def no_exported_paths(monkeypatch: pytest.MonkeyPatch) -> None:
-    for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-        monkeypatch.delenv(variable, raising=False)
-
-
-@pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
-    return Workspace.locate(tmp_path / "workspace")
-
-
 class Tree:
     """A download under construction; every case has a grid and voxels of its own."""
 

@@ -22,17 +22,6 @@ from .dicom.written import ORIGIN, SIZE, by_gdcm, stored_values, write_series
 GREYS = np.array([0, 63, 126, 189, 252], np.uint8)
 
 
-@pytest.fixture(autouse=True)
-def no_exported_paths(monkeypatch: pytest.MonkeyPatch) -> None:
-    for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-        monkeypatch.delenv(variable, raising=False)
-
-
-@pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
-    return Workspace.locate(tmp_path / "workspace")
-
-
 def labels(count: int) -> np.ndarray:
     """Every slice different, so that a mask in the wrong slice is seen."""
     return np.random.default_rng(9).integers(0, count + 1, SIZE).astype(np.uint8)

@@ -88,13 +88,6 @@ def source(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.fixture
-def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
-    for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-        monkeypatch.delenv(variable, raising=False)
-    return Workspace.locate(tmp_path / "workspace")
-
-
 def run(plan: ConversionPlan, workspace: Workspace, **changes: object) -> ConversionReport:
     return convert(plan, **{"dataset_id": 3, "workspace": workspace, "workers": 2, **changes})
 

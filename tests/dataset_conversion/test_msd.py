@@ -78,17 +78,6 @@ def task(root: Path, channels: int = 1, folder: str = "Task01_BrainTumour", **ch
     return source
 
 
-@pytest.fixture(autouse=True)
-def no_exported_paths(monkeypatch: pytest.MonkeyPatch) -> None:
-    for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-        monkeypatch.delenv(variable, raising=False)
-
-
-@pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
-    return Workspace.locate(tmp_path / "workspace")
-
-
 def run(source: Path, workspace: Workspace, name: str | None = None, **engine: object) -> ConversionReport:
     plan = MSDConverter().plan(source, name=name)
     return convert(plan, **{"dataset_id": 1, "workspace": workspace, "workers": 2, **engine})

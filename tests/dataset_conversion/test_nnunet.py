@@ -26,12 +26,6 @@ SIZE = (6, 7, 8)
 LABELS = {"background": 0, "left kidney": 1, "right kidney": 2, "liver": 3, "cyst": 4}
 
 
-@pytest.fixture(autouse=True)
-def no_exported_paths(monkeypatch: pytest.MonkeyPatch) -> None:
-    for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-        monkeypatch.delenv(variable, raising=False)
-
-
 def affine(case: str) -> np.ndarray:
     rng = np.random.default_rng(sum(case.encode()))
     rotation, _ = np.linalg.qr(rng.normal(size=(3, 3)))

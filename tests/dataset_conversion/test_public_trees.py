@@ -21,12 +21,6 @@ SIZE = (6, 7, 8)
 Named = dict[str, np.ndarray]
 
 
-@pytest.fixture(autouse=True)
-def no_exported_paths(monkeypatch: pytest.MonkeyPatch) -> None:
-    for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-        monkeypatch.delenv(variable, raising=False)
-
-
 class Tree:
     """A download of tiny volumes; every case has a grid of its own, which its files share."""
 

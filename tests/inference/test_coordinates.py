@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,8 @@ from diffseg_nnunet.inference.pretrained import PretrainedModel
 from diffseg_nnunet.training.assembly import Assembly
 from diffseg_nnunet.training.objective import Denoiser
 from diffseg_nnunet.training.settings import PretrainingSettings
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 SIZE = (14, 17, 12)  # x, y, z
 RIM = 2  # voxels of value 0 around, which nnU-Net crops
@@ -122,15 +123,6 @@ def ramps(folder: Path, direction: np.ndarray) -> tuple[list[Path], np.ndarray, 
         files.append(folder / f"ramp_{channel:04d}.nii.gz")
         sitk.WriteImage(image, str(files[-1]))
     return files, places, inner
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Several would mostly wait for each other on tiny tensors."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("mode", MODES)

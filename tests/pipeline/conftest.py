@@ -1,10 +1,10 @@
-"""One tiny project of the phantom, taken through the stages by real commands once a session; tests work on copies."""
+"""One tiny project of the phantom, taken through the stages by real commands once a run; tests work on copies."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from diffseg_nnunet import phantom
 from diffseg_nnunet.phantom import write_phantom
 
 if TYPE_CHECKING:
-    from tests.conftest import CommandLine
+    from tests.conftest import CommandLine, MadeOnce
 
 LABELLED, UNLABELLED, TEST = 6, 4, 2
 LABELS = {"background": 0, "lungs": 1, "left_kidney": 2, "right_kidney": 3}
@@ -89,28 +89,51 @@ class TinyProject:
         paths = {name: self.workspace / name for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
         return {**paths, "nnUNet_n_proc_DA": 1, "nnUNet_def_n_proc": 1, "OMP_NUM_THREADS": 1}
 
+    def do(self, *lines: Sequence[object]) -> None:
+        """Run command lines, none of which may fail, in one process."""
+        for finished in self.diffseg.in_one_process(lines):
+            finished.ok()
+
     def copy(self, folder: Path) -> TinyProject:
         """The same project elsewhere; times of modification are kept, so that nothing seems changed."""
         shutil.copytree(self.folder, folder, dirs_exist_ok=True)
         return TinyProject(type(self.diffseg)(folder))
 
 
+class Recorder:
+    """A reporter that keeps its warnings."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def info(self, text: str) -> None: ...
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+
+    def progress(self, stage: str, done: int, total: int, news: str = "") -> None: ...
+
+
 @pytest.fixture(scope="session")
-def planned(tmp_path_factory: pytest.TempPathFactory, command_line: Callable[[Path], CommandLine]) -> TinyProject:
+def planned(made_once: MadeOnce, command_line: Callable[[Path], CommandLine]) -> TinyProject:
     """Converted and planned. Never changed: take a copy."""
-    project = TinyProject(command_line(tmp_path_factory.mktemp("planned")))
-    diffseg, source = project.diffseg, project.folder / "phantom"
-    write_phantom(source, LABELLED, UNLABELLED, TEST)
-    _keep_few_labels(source)
-    labels = ("--labels", source / "labels", "--label-names", source / "labels.json")
-    common = ("--modality", "CT", "--copy")
-    diffseg("convert", "folder", "--images", source / "images", *labels, "--id", 1, "--name", "Phantom", *common).ok()
-    diffseg("convert", "folder", "--images", source / "unlabelled_images", "--id", 2, "--name", "Pool", *common).ok()
-    project.test_images.mkdir()
-    for path in (source / "test_images").iterdir():
-        shutil.copy(path, project.test_images / path.name.replace(".nii.gz", "_0000.nii.gz"))
-    diffseg("plan", 1, *LIGHT, "--unlabeled", 2).ok()
-    return project
+
+    def make(folder: Path) -> None:
+        project, source = TinyProject(command_line(folder)), folder / "phantom"
+        write_phantom(source, LABELLED, UNLABELLED, TEST)
+        _keep_few_labels(source)
+        convert, common = ("convert", "folder", "--images"), ("--modality", "CT", "--copy")
+        labels = ("--labels", source / "labels", "--label-names", source / "labels.json")
+        project.do(
+            (*convert, source / "images", *labels, "--id", 1, "--name", "Phantom", *common),
+            (*convert, source / "unlabelled_images", "--id", 2, "--name", "Pool", *common),
+            ("plan", 1, *LIGHT, "--unlabeled", 2),
+        )
+        project.test_images.mkdir()
+        for path in (source / "test_images").iterdir():
+            shutil.copy(path, project.test_images / path.name.replace(".nii.gz", "_0000.nii.gz"))
+
+    return TinyProject(command_line(made_once("planned", make)))
 
 
 def _keep_few_labels(source: Path) -> None:
@@ -126,13 +149,17 @@ def _keep_few_labels(source: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def trained(planned: TinyProject, tmp_path_factory: pytest.TempPathFactory) -> TinyProject:
+def trained(planned: TinyProject, made_once: MadeOnce, command_line: Callable[[Path], CommandLine]) -> TinyProject:
     """Preprocessed, pretrained and fine-tuned in 3d_fullres, fold 0. Never changed: take a copy."""
-    project = planned.copy(tmp_path_factory.mktemp("trained"))
-    project.diffseg("preprocess", 1, "-c", "3d_fullres").ok()
-    project.diffseg("pretrain", 1, "--iterations", PRETRAIN_ITERATIONS, "--seed", 7).ok()
-    project.diffseg("train", 1, "--iterations", ITERATIONS, "--optimizer", "adamw", "--seed", 7).ok()
-    return project
+
+    def make(folder: Path) -> None:
+        planned.copy(folder).do(
+            ("preprocess", 1, "-c", "3d_fullres"),
+            ("pretrain", 1, "--iterations", PRETRAIN_ITERATIONS, "--seed", 7),
+            ("train", 1, "--iterations", ITERATIONS, "--optimizer", "adamw", "--seed", 7),
+        )
+
+    return TinyProject(command_line(made_once("trained", make)))
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import pickle
 import shutil
 import zipfile
@@ -32,6 +31,7 @@ from diffseg_nnunet.pipeline.stages import train
 from diffseg_nnunet.planning.hardware import MemoryBudget
 from diffseg_nnunet.trainers import DiffSegPretrainer, DiffSegTrainer
 from diffseg_nnunet.workspace import Workspace
+from tests.process_state import environment_restored, single_threaded
 
 
 class BeginningError(Exception):
@@ -93,16 +93,13 @@ def write_dataset(
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
     """An isotropic CT data set (1), one like it of other intensities (2), and a coarse MR one of four channels (3)."""
-    folder, environment, threads = tmp_path_factory.mktemp("adoption"), dict(os.environ), torch.get_num_threads()
-    torch.set_num_threads(1)
-    workspace = Workspace(*(folder / name for name in ("raw", "preprocessed", "results"))).activate()
-    write_dataset(workspace, 1, "Source", ["CT"], (40, 36, 34), (1.0, 1.0, 1.0))
-    write_dataset(workspace, 2, "Alike", ["CT"], (30, 28, 20), (1.5, 1.5, 1.6))
-    write_dataset(workspace, 3, "Coarse", ["T1", "T2", "FLAIR", "ADC"], (32, 32, 8), (0.8, 0.8, 6.0))
-    yield workspace
-    torch.set_num_threads(threads)
-    os.environ.clear()
-    os.environ.update(environment)
+    folder = tmp_path_factory.mktemp("adoption")
+    with environment_restored(), single_threaded():
+        workspace = Workspace(*(folder / name for name in ("raw", "preprocessed", "results"))).activate()
+        write_dataset(workspace, 1, "Source", ["CT"], (40, 36, 34), (1.0, 1.0, 1.0))
+        write_dataset(workspace, 2, "Alike", ["CT"], (30, 28, 20), (1.5, 1.5, 1.6))
+        write_dataset(workspace, 3, "Coarse", ["T1", "T2", "FLAIR", "ADC"], (32, 32, 8), (0.8, 0.8, 6.0))
+        yield workspace
 
 
 def request_of(checkpoint: Path | None = None, **changes: Any) -> PlanRequest:

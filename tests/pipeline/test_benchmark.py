@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.pipeline
 
 WHAT = ("--budgets", "1case", "--seeds", 3, "--strategies", "finetune", "--optimizer", "adamw")
-LENGTHS = ("--iterations", 6, "--pretrain-iterations", 6)
+LENGTHS = ("--iterations", 6, "--pretrain-iterations", 2)
 COMMAND = ("benchmark", "few-label", 1, *WHAT, *LENGTHS)
 
 
@@ -45,7 +45,7 @@ def test_killed_and_gone_on_with(planned_project: TinyProject) -> None:
     assert not (tuned / "run.json").exists()
     checkpoints = {path: path.stat().st_mtime_ns for path in project.results.rglob("fold_*/checkpoint_final.pth")}
 
-    longer = ("benchmark", "few-label", 1, *WHAT, "--iterations", 8, "--pretrain-iterations", 6, "--dry-run")
+    longer = ("benchmark", "few-label", 1, *WHAT, "--iterations", 8, "--pretrain-iterations", 2, "--dry-run")
     rest, done, other = project.diffseg.in_one_process([COMMAND, (*COMMAND, "--dry-run"), longer])
     assert "train/scratch/3d_fullres/fold_5: finished before, unchanged" in rest.ok().out
     assert "all runs are finished" in done.ok().out

@@ -22,26 +22,14 @@ from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.pipeline.splits import ensure_splits
 from diffseg_nnunet.workspace import Workspace
 
+from .conftest import Recorder
+
 if TYPE_CHECKING:
     from tests.pipeline.conftest import TinyProject
 
 CONFIGURATION = "3d_fullres"
 SHAPE = (7, 6, 5)
 LABELS = {"background": 0, "liver": 1, "spleen": 2, "rare": 3}
-
-
-class Recorder:
-    """A reporter that keeps its warnings."""
-
-    def __init__(self) -> None:
-        self.warnings: list[str] = []
-
-    def info(self, text: str) -> None: ...
-
-    def warn(self, text: str) -> None:
-        self.warnings.append(text)
-
-    def progress(self, stage: str, done: int, total: int, news: str = "") -> None: ...
 
 
 @pytest.fixture

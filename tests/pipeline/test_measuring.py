@@ -20,6 +20,7 @@ from diffseg_nnunet.planning.hardware import Gpu
 from diffseg_nnunet.planning.section import set_batch_size, stage_plan
 from diffseg_nnunet.trainers.base import unwrapped
 from diffseg_nnunet.workspace import Workspace
+from tests.process_state import environment_restored
 
 if TYPE_CHECKING:
     from tests.pipeline.conftest import TinyProject
@@ -43,22 +44,9 @@ def order(planned_json: tuple[dict[str, Any], dict[str, Any]]) -> Order:
 
 
 @pytest.fixture
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture
 def project(planned_project: TinyProject) -> Iterator[Project]:
-    environment = dict(os.environ)
-    for variable in environment:
-        if variable.startswith("nnUNet_"):
-            del os.environ[variable]
-    yield Project.open(Workspace.locate(planned_project.workspace).activate(), 1)
-    os.environ.clear()
-    os.environ.update(environment)
+    with environment_restored():
+        yield Project.open(Workspace.locate(planned_project.workspace).activate(), 1)
 
 
 def shapes_seen(order: Order) -> tuple[set[tuple[int, ...]], Reading]:

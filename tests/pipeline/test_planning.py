@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 
 import numpy as np
@@ -17,13 +16,13 @@ from diffseg_nnunet.pipeline.planning import PlanRequest, plan
 from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.planning.decisions import shown
 from diffseg_nnunet.workspace import Workspace
+from tests.process_state import environment_restored
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """Four labelled cases with left and right, and a data set of three unlabelled ones."""
     folder = tmp_path_factory.mktemp("planners")
-    environment = dict(os.environ)
     source, rng = folder / "source", np.random.default_rng(0)
     for name in ("images", "labels", "pool"):
         (source / name).mkdir(parents=True)
@@ -36,15 +35,14 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
             label.CopyInformation(image)
             sitk.WriteImage(label, source / "labels" / f"case_{number}.nii.gz")
     (source / "labels.json").write_text('{"background": 0, "kidney_right": 1, "kidney_left": 2}')
-    workspace = Workspace(*(folder / name for name in ("raw", "preprocessed", "results"))).activate()
-    converter = registry.load("converters", "folder")()
-    labelled = converter.plan(source / "images", source / "labels", source / "labels.json", "CT", "Kidneys")
-    pool = converter.plan(source / "pool", None, None, "CT", "Pool")
-    for dataset_id, conversion in ((1, labelled), (2, pool)):
-        conversion.execute(dataset_id=dataset_id, workspace=workspace, workers=1)
-    yield Project.open(workspace, 1)
-    os.environ.clear()
-    os.environ.update(environment)
+    with environment_restored():
+        workspace = Workspace(*(folder / name for name in ("raw", "preprocessed", "results"))).activate()
+        converter = registry.load("converters", "folder")()
+        labelled = converter.plan(source / "images", source / "labels", source / "labels.json", "CT", "Kidneys")
+        pool = converter.plan(source / "pool", None, None, "CT", "Pool")
+        for dataset_id, conversion in ((1, labelled), (2, pool)):
+            conversion.execute(dataset_id=dataset_id, workspace=workspace, workers=1)
+        yield Project.open(workspace, 1)
 
 
 def light(**changes: object) -> PlanRequest:

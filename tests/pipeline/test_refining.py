@@ -31,8 +31,7 @@ def refined(trained: TinyProject, tmp_path_factory: pytest.TempPathFactory) -> T
     return project
 
 
-def predicted(project: TinyProject, folder: Path, *options: Any) -> dict[str, np.ndarray]:
-    project.diffseg("predict", "-d", 1, "-i", project.test_images, "-o", folder, "--no-mirroring", *options).ok()
+def labels_in(folder: Path) -> dict[str, np.ndarray]:
     return {path.name: sitk.GetArrayFromImage(sitk.ReadImage(str(path))) for path in sorted(folder.glob("*.nii.gz"))}
 
 
@@ -60,15 +59,22 @@ def test_a_fold_is_refined_once(refined: TinyProject) -> None:
 
 
 def test_refined_predictions(refined: TinyProject, tmp_path: Path) -> None:
+    predict = ("predict", "-d", 1, "-i", refined.test_images, "--no-mirroring", "-o")
     options = ("--refine", "--samples", 2)
-    run = refined.diffseg(
-        *("predict", "-d", 1, "-i", refined.test_images, "-o", tmp_path / "one", "--no-mirroring", "--uncertainty"),
-        *options,
-    ).ok()
-    assert "100.0% of the windows' voxels were refined" in run.out
-    one = predicted(refined, tmp_path / "one", "--uncertainty", *options)
-    same = predicted(refined, tmp_path / "two", *options)
+    first, *others = refined.diffseg.in_one_process(
+        [
+            (*predict, tmp_path / "one", "--uncertainty", *options),
+            (*predict, tmp_path / "two", *options),
+            (*predict, tmp_path / "plain"),
+            (*predict, tmp_path / "untouched", "--refine", "--refine-threshold", 9),
+        ]
+    )
+    assert "100.0% of the windows' voxels were refined" in first.ok().out
+    for other in others:
+        other.ok()
+    one, same, plain, untouched = (labels_in(tmp_path / name) for name in ("one", "two", "plain", "untouched"))
     assert len(one) == 2
+    assert one.keys() == same.keys() == plain.keys() == untouched.keys()
     assert all((one[name] == same[name]).all() for name in one)
     for name, labels in one.items():
         path = tmp_path / "one" / "uncertainty" / name
@@ -81,9 +87,7 @@ def test_refined_predictions(refined: TinyProject, tmp_path: Path) -> None:
         assert bits.min() >= 0
         assert 0 < bits.max() <= np.log2(4)
 
-    # nothing is as uncertain as that, so nothing is refined
-    plain = predicted(refined, tmp_path / "plain")
-    untouched = predicted(refined, tmp_path / "untouched", "--refine", "--refine-threshold", 9)
+    # nothing is as uncertain as its threshold, so nothing was refined
     assert all((plain[name] == untouched[name]).all() for name in plain)
 
 
@@ -131,17 +135,16 @@ def test_what_does_not_go_together(refined: TinyProject, tmp_path: Path) -> None
 
 def test_what_cannot_be_refined(project: TinyProject) -> None:
     refine = ("refine", 1, *QUICK)
-    unfinished, no_stock_network = project.diffseg.in_one_process(
-        [(*refine, "-f", 1), (*refine, "--strategy", "linear")]
-    )
-    unfinished.refused("There is no trained model", "Run `diffseg train` for fold 1 first")
-    no_stock_network.refused("has a head of its own", "--strategy finetune, decoder or scratch")
-
     plans_path = project.preprocessed / "DiffSegPlans.json"
     plans = json.loads(plans_path.read_text())
     plans["diffseg"]["memory"]["budget_gib"] = 0.5  # the CUDA context's alone
     plans_path.write_text(json.dumps(plans))
-    project.diffseg(*refine).refused(
+    unfinished, no_stock_network, too_large = project.diffseg.in_one_process(
+        [(*refine, "-f", 1), (*refine, "--strategy", "linear"), refine]
+    )
+    unfinished.refused("There is no trained model", "Run `diffseg train` for fold 1 first")
+    no_stock_network.refused("has a head of its own", "--strategy finetune, decoder or scratch")
+    too_large.refused(
         "does not fit 0.5 GiB: with 8 channels, a batch of 2 patches takes 0.5", "Plan with --gpu-memory 0.6 or more"
     )
 

@@ -12,19 +12,7 @@ from diffseg_nnunet.pipeline import splits as splits_module
 from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.workspace import Workspace
 
-
-class Recorder:
-    """A reporter that keeps its warnings."""
-
-    def __init__(self) -> None:
-        self.warnings: list[str] = []
-
-    def info(self, text: str) -> None: ...
-
-    def warn(self, text: str) -> None:
-        self.warnings.append(text)
-
-    def progress(self, stage: str, done: int, total: int, news: str = "") -> None: ...
+from .conftest import Recorder
 
 
 class PreprocessedProject(Project):

@@ -90,24 +90,21 @@ def test_stock_training_starts_from_our_weights(project: TinyProject) -> None:
 
 
 def test_stock_prediction_gives_the_same_voxels(project: TinyProject) -> None:
-    def predict_both(name: str, ours: tuple[str, ...], theirs: tuple[str, ...]) -> dict[str, np.ndarray]:
-        own, stock = project.folder / f"own_{name}", project.folder / f"stock_{name}"
-        running = project.diffseg.start("predict", "-d", 1, "-i", project.test_images, "-o", own, *ours)
-        stock_predict(project, stock, "-f", 0, *theirs).wait().ok()
-        running.wait().ok()
-        assert_same_segmentations(own, stock)
-        return voxels(own)
-
-    mirrored = predict_both("mirrored", (), ())
-    plain = predict_both("plain", ("--no-mirroring",), ("--disable_tta",))
+    predict = ("predict", "-d", 1, "-i", project.test_images, "-o")
+    project.do((*predict, project.folder / "mirrored"), (*predict, project.folder / "plain", "--no-mirroring"))
+    for name, options in {"mirrored": (), "plain": ("--disable_tta",)}.items():
+        stock_predict(project, project.folder / f"stock_{name}", "-f", 0, *options).wait().ok()
+        assert_same_segmentations(project.folder / name, project.folder / f"stock_{name}")
+    mirrored, plain = voxels(project.folder / "mirrored"), voxels(project.folder / "plain")
     assert any((mirrored[name] != plain[name]).any() for name in mirrored)
 
 
 def test_an_exported_model_needs_nothing_of_ours(project: TinyProject) -> None:
     own, stock, archive = project.folder / "own", project.folder / "stock", project.folder / "model.zip"
-    prediction = project.diffseg.start("predict", "-d", 1, "-i", project.test_images, "-o", own)
-    project.diffseg("export", 1, "-c", "3d_fullres", "--stock", archive).ok()
-    prediction.wait().ok()
+    project.do(
+        ("predict", "-d", 1, "-i", project.test_images, "-o", own),
+        ("export", 1, "-c", "3d_fullres", "--stock", archive),
+    )
 
     variables = project.nnunet_variables() | {"nnUNet_results": project.folder / "empty"}
     (project.folder / "empty").mkdir()

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.pipeline
 
 def test_a_data_set_without_labels(planned_project: TinyProject) -> None:
     project = planned_project
-    lines = ("run", 2, *project.light_plan, "--pretrain-iterations", 4), ("train", 2, "-f", "all")
+    lines = ("run", 2, *project.light_plan, "--pretrain-iterations", 1), ("train", 2, "-f", "all")
     run, training = project.diffseg.in_one_process(lines)
     run.ok()
     assert f"{project.pool_name} has no labels: it is pretrained, and there is nothing to train" in run.out

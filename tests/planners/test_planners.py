@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +26,7 @@ from diffseg_nnunet.planning.hardware import MemoryBudget
 from diffseg_nnunet.planning.section import allowed_mirror_axes, diffseg_section, stage_plan
 from diffseg_nnunet.trainers import DiffSegPretrainer
 from diffseg_nnunet.workspace import Workspace
+from tests.process_state import environment_restored
 
 LABELLED, UNLABELLED, EMPTY = "Dataset001_Kidneys", "Dataset002_Scans", "Dataset003_Nothing"
 PAIRED = {"background": 0, "left_kidney": 1, "right_kidney": 2}
@@ -50,20 +50,6 @@ def larger_cases(workspace: Workspace) -> Iterator[None]:
         yield
     finally:
         path.write_text(kept)
-
-
-@contextmanager
-def environment_restored() -> Iterator[None]:
-    """nnU-Net's variables are process-wide: those of the caller neither matter within the block nor change."""
-    kept = dict(os.environ)
-    for variable in kept:
-        if variable.startswith(("nnUNet_", "DIFFSEG_")):
-            del os.environ[variable]
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(kept)
 
 
 def write_case(folder: Path, seed: int, image: str, label: str | None) -> None:

@@ -1,16 +1,9 @@
-"""Tensors are tiny here, and several threads would mostly wait for each other where the cores are shared."""
+"""Tensors are tiny here."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
-import torch
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def tiny_tensors(one_thread: None) -> None: ...

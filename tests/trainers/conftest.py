@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import os
+import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -21,55 +23,73 @@ from diffseg_nnunet.planning.section import diffseg_section
 from diffseg_nnunet.trainers import DiffSegPretrainer
 from diffseg_nnunet.training.settings import PretrainingSettings
 from diffseg_nnunet.workspace import Workspace
+from tests.process_state import environment_restored
+
+if TYPE_CHECKING:
+    from tests.conftest import MadeOnce
 
 LABELLED, UNLABELLED = 901, 902
 REQUEST = PlanRequest(gpu_memory="1", backbone="plain", base_features=8, spacing=(14.0, 14.0, 14.0))
 
 
-@contextmanager
-def environment_restored() -> Iterator[None]:
-    """nnU-Net's variables are process-wide: those of the caller neither matter within the block nor change."""
-    kept = dict(os.environ)
-    for variable in kept:
-        if variable.startswith(("nnUNet_", "DIFFSEG_")):
-            del os.environ[variable]
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(kept)
-
-
 @pytest.fixture(scope="session")
-def phantom_workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+def phantom_workspace(made_once: MadeOnce) -> Workspace:
     """Six labelled and four unlabelled phantoms, both planned and preprocessed."""
-    folder = tmp_path_factory.mktemp("phantom")
     with environment_restored():
-        workspace = Workspace.locate(folder / "workspace").activate()
-        source = folder / "source"
-        write_phantom(source, labelled=6, unlabelled=4, test=0, seed=3)
-        converter = registry.load("converters", "folder")()
-        labelled = converter.plan(source / "images", source / "labels", source / "labels.json", "CT", "Phantom")
-        unlabelled = converter.plan(source / "unlabelled_images", None, None, "CT", "Unlabelled")
-        for number, conversion in ((LABELLED, labelled), (UNLABELLED, unlabelled)):
-            conversion.execute(dataset_id=number, workspace=workspace, workers=1)
-        for number, pool, configurations in (
-            (LABELLED, (UNLABELLED,), ["2d", "3d_fullres"]),
-            (UNLABELLED, (), ["3d_fullres"]),
-        ):
-            project = Project.open(workspace, number)
-            plan(project, replace(REQUEST, unlabelled=pool))
-            preprocess(project, configurations)
-    return workspace
+        return Workspace.locate(made_once("phantom", make_phantom_workspace))
 
 
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Several would mostly wait for each other on tiny tensors; those of the caller return."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def make_phantom_workspace(folder: Path) -> None:
+    workspace = Workspace.locate(folder).activate()
+    source = folder / "source"
+    write_phantom(source, labelled=6, unlabelled=4, test=0, seed=3)
+    converter = registry.load("converters", "folder")()
+    labelled = converter.plan(source / "images", source / "labels", source / "labels.json", "CT", "Phantom")
+    unlabelled = converter.plan(source / "unlabelled_images", None, None, "CT", "Unlabelled")
+    for number, conversion in ((LABELLED, labelled), (UNLABELLED, unlabelled)):
+        conversion.execute(dataset_id=number, workspace=workspace, workers=1)
+    for number, pool, configurations in (
+        (LABELLED, (UNLABELLED,), ["2d", "3d_fullres"]),
+        (UNLABELLED, (), ["3d_fullres"]),
+    ):
+        project = Project.open(workspace, number)
+        plan(project, replace(REQUEST, unlabelled=pool))
+        preprocess(project, configurations)
+
+
+def train_in_two_processes(
+    phantom_workspace: Workspace, runs: dict[str, dict[str, Any]], folder: Path
+) -> dict[str, list[tuple[dict[str, Any], np.ndarray]]]:
+    """Have torchrun train fold 0 of the phantom in two processes, on the CPU; see parallel_run.py.
+
+    Args:
+        phantom_workspace: its results are not used.
+        runs: name -> 'trainer', 'settings' and, where a checkpoint is gone on from, 'resume'.
+        folder: gets the results of each run and process, in ``name/rank_N``.
+
+    Returns:
+        name -> report and weights of each process.
+    """
+    task = {
+        "raw": str(phantom_workspace.raw),
+        "preprocessed": str(phantom_workspace.preprocessed),
+        "results": str(folder),
+        "dataset": LABELLED,
+        "runs": {name: {"resume": None, **run} for name, run in runs.items()},
+    }
+    path, program = folder / "task.json", Path(__file__).with_name("parallel_run.py")
+    path.write_text(json.dumps(task))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", program, path]
+    with environment_restored():
+        done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return {
+        name: [
+            (json.loads((folder / f"{name}_{rank}.json").read_text()), np.load(folder / f"{name}_{rank}.npy"))
+            for rank in (0, 1)
+        ]
+        for name in runs
+    }
 
 
 @pytest.fixture

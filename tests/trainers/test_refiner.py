@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -30,9 +28,7 @@ from diffseg_nnunet.training.refining import RefinementSettings, Targets
 from diffseg_nnunet.training.seeding import random_stream
 from diffseg_nnunet.workspace import Workspace
 
-from .conftest import LABELLED, environment_restored
-
-PROGRAM = Path(__file__).with_name("parallel_run.py")
+from .conftest import train_in_two_processes
 
 NewTrainer = Callable[..., Any]
 Weights = dict[str, Tensor]
@@ -193,20 +189,11 @@ def test_2d(new_trainer: NewTrainer) -> None:
 
 def test_two_processes_learn_the_same(phantom_workspace: Workspace, tmp_path: Path) -> None:
     settings = {"iterations": 2, "workers": 0, "width": 8, "batch_size": 4, "segmentor": "alternate"}
-    run = {"trainer": "DiffSegRefinerTrainer", "settings": settings | {"precision": "float32"}, "resume": None}
-    task = {"dataset": LABELLED, "results": str(tmp_path), "runs": {"refining": run}}
-    task |= {"raw": str(phantom_workspace.raw), "preprocessed": str(phantom_workspace.preprocessed)}
-    (tmp_path / "task.json").write_text(json.dumps(task))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(PROGRAM)]
-    with environment_restored():
-        done = subprocess.run(
-            [*command, str(tmp_path / "task.json")], capture_output=True, text=True, timeout=500, check=False
-        )
-    assert done.returncode == 0, done.stdout + done.stderr
-    one, other = (np.load(tmp_path / f"refining_{rank}.npy") for rank in range(2))
+    run = {"trainer": "DiffSegRefinerTrainer", "settings": settings | {"precision": "float32"}}
+    (report, one), (_, other) = train_in_two_processes(phantom_workspace, {"refining": run}, tmp_path)["refining"]
     assert (one == other).all()
     assert np.isfinite(one).all()
-    assert json.loads((tmp_path / "refining_0.json").read_text())["batch_size"] == 2
+    assert report["batch_size"] == 2
     assert [path.parts[-4] for path in (tmp_path / "refining").rglob("checkpoint_final.pth")] == ["Dataset901_Phantom"]
     assert not list((tmp_path / "refining" / "rank_1").rglob("*.pth"))
 

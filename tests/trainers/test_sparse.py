@@ -25,7 +25,7 @@ from diffseg_nnunet.trainers import DiffSegTrainer, DiffSegTrainerScratch
 from diffseg_nnunet.trainers.loaders import SeededLoader
 from diffseg_nnunet.trainers.sparse import keep_single_voxels
 from diffseg_nnunet.workspace import Workspace
-from tests.trainers.conftest import environment_restored
+from tests.process_state import environment_restored
 
 NewTrainer = Callable[..., Any]
 CONFIGURATIONS = ("2d", "3d_fullres")

@@ -34,17 +34,6 @@ from .written import (
 )
 
 
-@pytest.fixture(autouse=True)
-def no_exported_paths(monkeypatch: pytest.MonkeyPatch) -> None:
-    for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-        monkeypatch.delenv(variable, raising=False)
-
-
-@pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
-    return Workspace.locate(tmp_path / "workspace")
-
-
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     return tmp_path / "Down load"

@@ -16,7 +16,7 @@ from diffseg_nnunet.coordinates.guidance import MAP_CHANNELS
 from diffseg_nnunet.coordinates.head import CoordinateRegressor
 from diffseg_nnunet.coordinates.positions import case_to_patient
 from diffseg_nnunet.errors import BadInputError, StageFailedError
-from diffseg_nnunet.planning.section import UNLABELLED_SUFFIX, stage_plan
+from diffseg_nnunet.planning.section import stage_plan
 from diffseg_nnunet.preprocessed import preprocessed_cases
 from diffseg_nnunet.training import checkpoint as checkpoints
 from diffseg_nnunet.training import processes
@@ -34,7 +34,7 @@ from .augmentation import PatchAugmentation
 from .base import NOISE_STREAM, VALIDATION_NOISE_STREAM, DiffSegTrainerBase, unwrapped
 from .loaders import PatchPairLoader, SeededLoader
 from .phases import Phase
-from .pool import PooledDataset, PoolMember
+from .pool import PooledDataset, pools_of_fold, unlabelled_members
 
 _MUCH_COARSER = 3  # nnU-Net's ratio of axes from which on it augments slices
 _REGRESSOR_THINNER = 2  # the regressor's share of a step stays small
@@ -98,7 +98,8 @@ class DiffSegPretrainer(DiffSegTrainerBase):
     def initialize(self) -> None:
         if not preprocessed_cases(Path(self.preprocessed_dataset_folder)):
             # an unlabelled data set: nnU-Net only wants a folder to read the file format from
-            folders = [member.folder for member in self._unlabelled_members()]
+            folder, data = Path(self.preprocessed_dataset_folder_base), self.configuration_manager.data_identifier
+            folders = [member.folder for member in unlabelled_members(folder, data)]
             self.preprocessed_dataset_folder = str(folders[0]) if folders else self.preprocessed_dataset_folder
         super().initialize()
 
@@ -137,31 +138,15 @@ class DiffSegPretrainer(DiffSegTrainerBase):
 
     # -- data ---------------------------------------------------------------------------------------------------------
 
-    def _unlabelled_members(self) -> list[PoolMember]:
-        root = Path(self.preprocessed_dataset_folder_base) / (
-            self.configuration_manager.data_identifier + UNLABELLED_SUFFIX
-        )
-        sources = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
-        members = [PoolMember(path.name, path, preprocessed_cases(path)) for path in sources]
-        return [member for member in members if member.cases]
-
     def pools(self) -> tuple[PooledDataset, PooledDataset]:
         """The cases to learn from and those to watch the loss on; the latter never touch a weight.
 
         Raises:
-            BadInputError: there is nothing to learn from.
+            BadInputError: there is nothing to learn from, or a validation case of the fold would be learnt from.
         """
-        own = Path(self.preprocessed_dataset_folder_base) / self.configuration_manager.data_identifier
-        name = self.plans_manager.dataset_name
-        labelled = preprocessed_cases(own)
-        unlabelled = self._unlabelled_members()
-        if not labelled:
-            pool = PooledDataset(unlabelled)
-            return pool, pool
-        training, validation = self.do_split()
-        cases = {"unlabeled": (), "training": tuple(training), "all": labelled}[self.settings.pool]
-        pool = PooledDataset([PoolMember(name, own, cases), *unlabelled])
-        return pool, PooledDataset([PoolMember(name, own, tuple(validation))])
+        folder, data = Path(self.preprocessed_dataset_folder_base), self.configuration_manager.data_identifier
+        training, validation = self.do_split() if preprocessed_cases(folder / data) else ([], [])
+        return pools_of_fold(folder, data, self.settings.pool, self.fold, training, validation)
 
     def build_loaders(self) -> tuple[SeededLoader, SeededLoader]:
         pool, watched = self.pools()

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from batchgenerators.utilities.file_and_folder_operations import load_pickle
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class, nnUNetBaseDataset
 
 from diffseg_nnunet.errors import BadInputError
@@ -42,12 +41,12 @@ class PooledDataset:
 
     def __init__(self, members: Sequence[PoolMember]):
         self._datasets: dict[str, nnUNetBaseDataset] = {}
-        self._locations: dict[str, tuple[nnUNetBaseDataset, Path, str]] = {}
+        self._locations: dict[str, tuple[nnUNetBaseDataset, str]] = {}
         for member in members:
             if not member.cases:
                 continue
             dataset = infer_dataset_class(str(member.folder))(str(member.folder), list(member.cases))
-            located = {f"{member.source}/{case}": (dataset, member.folder, case) for case in member.cases}
+            located = {f"{member.source}/{case}": (dataset, case) for case in member.cases}
             if twice := sorted(located.keys() & self._locations.keys()):
                 raise BadInputError(
                     f"The pool to pretrain on holds two cases of the same id: {listed(twice)}.",
@@ -63,17 +62,16 @@ class PooledDataset:
             )
 
     def load_case(self, identifier: str) -> tuple[Any, Any, Any, dict]:
-        dataset, _, case = self._locations[identifier]
+        dataset, case = self._locations[identifier]
         return dataset.load_case(case)
 
-    def properties(self, identifier: str) -> dict[str, Any]:
-        """What preprocessing recorded of a case; nnU-Net's own pickle, written by this workspace's preprocessing."""
-        _, folder, case = self._locations[identifier]
-        return load_pickle(str(folder / f"{case}.pkl"))
+    def described(self, identifier: str) -> tuple[dict[str, Any], tuple[int, ...]]:
+        """What preprocessing recorded of a case, and the spatial shape of its preprocessed array; reads no voxels.
 
-    def shape(self, identifier: str) -> tuple[int, ...]:
-        """Spatial shape of the preprocessed array; reads no voxels."""
-        return tuple(self.load_case(identifier)[0].shape[1:])
+        The record is nnU-Net's own pickle, written by this workspace's preprocessing.
+        """
+        data, _, _, properties = self.load_case(identifier)
+        return properties, tuple(data.shape[1:])
 
     def probabilities(self, balance: float) -> np.ndarray:
         """How often each of :attr:`identifiers` is drawn: float64 (cases,), of sum 1.
@@ -86,6 +84,10 @@ class PooledDataset:
         counts = {source: np.count_nonzero(sources == source) for source in set(sources)}
         weight = np.array([counts[source] ** -balance for source in sources], dtype=float)
         return weight / weight.sum()
+
+    def one_of_each_source(self) -> list[str]:
+        """The first identifier of each data set."""
+        return list({identifier.split("/", 1)[0]: identifier for identifier in reversed(self.identifiers)}.values())
 
     def record(self) -> Mapping[str, list[str]]:
         """source -> case ids, for checkpoints and manifests."""

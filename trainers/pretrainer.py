@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import time
 from typing import Any
@@ -10,11 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_to_id
 from torch import Tensor, nn
 
 from diffseg_nnunet.coordinates.guidance import MAP_CHANNELS
 from diffseg_nnunet.coordinates.head import CoordinateRegressor
-from diffseg_nnunet.coordinates.positions import case_to_patient
+from diffseg_nnunet.coordinates.positions import case_to_patient, geometry_from_properties
 from diffseg_nnunet.errors import BadInputError, StageFailedError
 from diffseg_nnunet.planning.section import stage_plan
 from diffseg_nnunet.preprocessed import preprocessed_cases
@@ -148,6 +150,34 @@ class DiffSegPretrainer(DiffSegTrainerBase):
         training, validation = self.do_split() if preprocessed_cases(folder / data) else ([], [])
         return pools_of_fold(folder, data, self.settings.pool, self.fold, training, validation)
 
+    @staticmethod
+    def check_data(
+        preprocessed: Path,
+        data_identifier: str,
+        fold: int | str,
+        cases: Mapping[str, Sequence[str]],
+        settings: PretrainingSettings,
+    ) -> None:
+        """Look at what would be pretrained on, before there is a trainer.
+
+        Args:
+            preprocessed: the data set's folder in nnUNet_preprocessed.
+            data_identifier: of the configuration.
+            fold: or "all".
+            cases: the fold's labelled ones, "train" and "val".
+            settings: of the pretraining.
+
+        Raises:
+            BadInputError: as :meth:`pools`; or the cases have no place in the body, and coordinates are wanted.
+        """
+        training, validation = cases["train"], cases["val"]
+        for dataset in pools_of_fold(preprocessed, data_identifier, settings.pool, fold, training, validation):
+            if settings.coordinates.mode == "none":
+                continue
+            for identifier in dataset.one_of_each_source():  # one reader has read them all
+                if geometry_from_properties(dataset.described(identifier)[0]) is None:
+                    raise _without_place(identifier, preprocessed.name)
+
     def build_loaders(self) -> tuple[SeededLoader, SeededLoader]:
         pool, watched = self.pools()
         self.pool_record = dict(pool.record())
@@ -191,13 +221,10 @@ class DiffSegPretrainer(DiffSegTrainerBase):
     def _matrices(self, dataset: PooledDataset) -> dict[str, np.ndarray]:
         matrices = {}
         for identifier in dataset.identifiers:
-            properties = dataset.properties(identifier)
-            matrix = case_to_patient(properties, self.plans_manager.transpose_forward, dataset.shape(identifier))
+            properties, shape = dataset.described(identifier)
+            matrix = case_to_patient(properties, self.plans_manager.transpose_forward, shape)
             if matrix is None:
-                raise BadInputError(
-                    f"{identifier} has no 3D direction cosines, so its voxels have no place in the body.",
-                    "Pretrain without coordinates: `--coordinates none`.",
-                )
+                raise _without_place(identifier, self.plans_manager.dataset_name)
             matrices[identifier] = matrix
         return matrices
 
@@ -424,6 +451,15 @@ class DiffSegPretrainer(DiffSegTrainerBase):
                 f"{source} was pretrained with coordinates in mode '{theirs}', this pretraining is in mode '{ours}'.",
                 f"Go on with `--coordinates {theirs}`, or begin afresh with `--no-resume`.",
             )
+
+
+def _without_place(identifier: str, dataset: str) -> BadInputError:
+    plan = f"diffseg plan {convert_dataset_name_to_id(dataset)} --coordinates none"
+    return BadInputError(
+        f"{identifier} has no 3D direction cosines, so its voxels have no place in the body.",
+        f"Pretrain without coordinates: `--coordinates none`; for `diffseg run`, plan without: `{plan}`, with the "
+        "other options the plan had.",
+    )
 
 
 def _means(outputs: list[dict[str, float]]) -> dict[str, float]:

@@ -41,6 +41,7 @@ from .pool import PooledDataset, pools_of_fold, unlabelled_members
 _MUCH_COARSER = 3  # nnU-Net's ratio of axes from which on it augments slices
 _REGRESSOR_THINNER = 2  # the regressor's share of a step stays small
 _FEWEST_FEATURES = 4
+_FEWEST_GUIDED_EPOCHS = 2  # one for the regressor, one for the denoiser
 
 
 class DiffSegPretrainer(DiffSegTrainerBase):
@@ -117,7 +118,8 @@ class DiffSegPretrainer(DiffSegTrainerBase):
         if settings.coordinates.mode == "guidance":
             regressor = self.build_regressor(self.plans_manager, self.configuration_manager, self.num_input_channels)
             regressor = regressor.to(self.device)
-            first_epoch = max(1, round(settings.coordinates.regressor_share * self.num_epochs))
+            share = settings.coordinates.regressor_share
+            first_epoch = min(max(1, round(share * self.num_epochs)), self.num_epochs - 1)
             objective = RegressionObjective(regressor, settings.coordinates)
             modules = {"regressor": regressor}
             self.phases.append(Phase("regressor", modules, objective, range(first_epoch), settings))
@@ -158,7 +160,7 @@ class DiffSegPretrainer(DiffSegTrainerBase):
         cases: Mapping[str, Sequence[str]],
         settings: PretrainingSettings,
     ) -> None:
-        """Look at what would be pretrained on, before there is a trainer.
+        """Look at what would be pretrained on, and for how long, before there is a trainer.
 
         Args:
             preprocessed: the data set's folder in nnUNet_preprocessed.
@@ -168,8 +170,15 @@ class DiffSegPretrainer(DiffSegTrainerBase):
             settings: of the pretraining.
 
         Raises:
-            BadInputError: as :meth:`pools`; or the cases have no place in the body, and coordinates are wanted.
+            BadInputError: as :meth:`pools`; the cases have no place in the body, and coordinates are wanted; guidance
+                has no epoch left to train the denoiser in.
         """
+        if settings.coordinates.mode == "guidance" and settings.epochs.epochs < _FEWEST_GUIDED_EPOCHS:
+            raise BadInputError(
+                f"Guidance trains a regressor before the denoiser: {settings.iterations} iteration(s) are too few for "
+                "both.",
+                "Give more --iterations, or `--coordinates auxiliary`.",
+            )
         training, validation = cases["train"], cases["val"]
         for dataset in pools_of_fold(preprocessed, data_identifier, settings.pool, fold, training, validation):
             if settings.coordinates.mode == "none":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from nnunetv2.training.dataloading import nnunet_dataset
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from skimage.io import imsave
 
-from diffseg_nnunet.coordinates.head import CoordinateSettings
+from diffseg_nnunet.coordinates.head import CoordinateMode, CoordinateSettings
 from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.trainers import DiffSegPretrainer
 from diffseg_nnunet.trainers.pool import PooledDataset, PoolMember, pools_of_fold
@@ -74,6 +75,7 @@ def test_the_same_case_twice_is_refused(tmp_path: Path) -> None:
 
 
 DATA = "plans_3d"
+PLACED = {"spacing": [1.0] * 3, "sitk_stuff": {"direction": tuple(np.eye(3).flatten()), "origin": (0.0, 0.0, 0.0)}}
 
 
 def preprocessed_data_set(folder: Path, unlabelled: dict[str, int]) -> Path:
@@ -125,3 +127,19 @@ def test_a_png_has_no_place_in_the_body(tmp_path: Path) -> None:
     DiffSegPretrainer.check_data(folder, DATA, 0, cases, without)
     with pytest.raises(BadInputError, match="pool to pretrain on is empty"):
         DiffSegPretrainer.check_data(folder, DATA, 0, cases, replace(without, pool="unlabeled"))
+
+
+@pytest.mark.parametrize(
+    ("mode", "iterations", "refused"), [("guidance", 1, True), ("guidance", 2, False), ("auxiliary", 1, False)]
+)
+def test_guidance_needs_an_epoch_for_each_of_its_networks(
+    tmp_path: Path, mode: CoordinateMode, iterations: int, refused: bool
+) -> None:
+    """With one, the regressor would be trained, and the denoiser's random weights handed on as pretrained."""
+    folder = tmp_path / "Dataset007_Photographs"
+    folder.mkdir()
+    member(folder, DATA, {"a": 1, "b": 2}, PLACED)
+    settings = PretrainingSettings(iterations=iterations, coordinates=CoordinateSettings(mode=mode))
+    expected = pytest.raises(BadInputError, match="too few for both") if refused else nullcontext()
+    with expected:
+        DiffSegPretrainer.check_data(folder, DATA, 0, {"train": ["a"], "val": ["b"]}, settings)

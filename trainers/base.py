@@ -31,6 +31,7 @@ from diffseg_nnunet.training.precision import autocast, choose_dtype
 from diffseg_nnunet.training.seeding import seed_everything
 from diffseg_nnunet.training.settings import TrainingSettings
 
+from . import loggers
 from .loaders import SeededLoader
 from .loggers import TensorBoardLogger
 from .serving import batches_gib, serve, shut_down
@@ -253,11 +254,9 @@ class DiffSegTrainerBase(nnUNetTrainer):
             self.logger.plot_progress_png(self.output_folder, force=True)
             self.close_loggers()
 
-    def close_loggers(self) -> None:
-        """End what further loggers hold open."""
-        for logger in self.logger.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.close()
+    def close_loggers(self, failed: bool = False) -> None:
+        """End what further loggers hold open, after a training that did its work or failed."""
+        loggers.close(self.logger.loggers, failed)
 
     def report_epoch(self, news: str) -> None:
         """One line about the epoch that has just ended."""

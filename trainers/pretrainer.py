@@ -35,6 +35,7 @@ from diffseg_nnunet.training.settings import PATCHES_PER_SCAN, PretrainingSettin
 from .augmentation import PatchAugmentation
 from .base import NOISE_STREAM, VALIDATION_NOISE_STREAM, DiffSegTrainerBase, unwrapped
 from .loaders import PatchPairLoader, SeededLoader
+from .loggers import log_picture
 from .phases import Phase
 from .pool import PooledDataset, pools_of_fold, unlabelled_members
 
@@ -389,9 +390,7 @@ class DiffSegPretrainer(DiffSegTrainerBase):
         except Exception as error:  # a picture is no reason to end a training
             self.report_epoch(f"the picture of this epoch could not be drawn: {error}")
             return
-        for logger in self.logger.loggers:
-            if hasattr(logger, "picture"):
-                logger.picture("denoising", path, self.current_epoch - 1)
+        log_picture(self.logger.loggers, "denoising", path, self.current_epoch - 1)
 
     def on_train_end(self) -> None:
         self.save_checkpoint(str(self.final_checkpoint))

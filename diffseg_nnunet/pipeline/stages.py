@@ -301,11 +301,16 @@ def run_job(job: Job, resume: bool) -> Path:
 def _train(job: Job) -> dict[str, Any]:
     """Train and validate; returns what the manifest notes of the result."""
     trainer = _build_trainer(job)
-    trainer.apply(job.settings)
-    trainer.progress = lambda done, total, news: job.project.reporter.progress(job.stage, done, total, news)
-    if _start_or_resume(job, trainer) != FINAL:
-        trainer.run_training()
-    trainer.perform_actual_validation(job.save_probabilities)
+    try:
+        trainer.apply(job.settings)
+        trainer.progress = lambda done, total, news: job.project.reporter.progress(job.stage, done, total, news)
+        if _start_or_resume(job, trainer) != FINAL:
+            trainer.run_training()
+        trainer.perform_actual_validation(job.save_probabilities)
+    except BaseException:
+        trainer.close_loggers(failed=True)
+        raise
+    trainer.close_loggers()
     return _outputs(job, trainer)
 
 

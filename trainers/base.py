@@ -22,6 +22,7 @@ from diffseg_nnunet.planning.hardware import (
     WORKER_PROCESS_GIB,
     augmentation_workers,
     available_memory_gib,
+    has_c_compiler,
     requested_augmentation_workers,
     usable_cores,
 )
@@ -145,12 +146,17 @@ class DiffSegTrainerBase(nnUNetTrainer):
             self._unread = TemporaryDirectory(prefix="diffseg_")
             self.output_folder_base = self._unread.name
             self.output_folder = str(Path(self._unread.name) / f"fold_{self.fold}")
+        if super()._do_i_compile() and not has_c_compiler():
+            self.print_to_log_file("torch.compile is off, training is slower: it needs a C compiler, and none is found")
         together, self.is_ddp = self.is_ddp, False  # nnU-Net's own wrapping is for the GPUs of one node
         super().initialize()
         self.is_ddp = together
         if together:
             self.batch_size = self._own_batch_size(self.batch_size)
             self.share_network()
+
+    def _do_i_compile(self) -> bool:
+        return has_c_compiler() and super()._do_i_compile()
 
     def _own_batch_size(self, batch_size: int) -> int:
         try:

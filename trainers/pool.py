@@ -98,6 +98,12 @@ class PooledDataset:
         return record
 
 
+def united(*records: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """What :meth:`PooledDataset.record` gives, of all that is in any of the records."""
+    sources = sorted(set().union(*records))
+    return {source: sorted(set().union(*(record.get(source, ()) for record in records))) for source in sources}
+
+
 def unlabelled_members(preprocessed: Path, data_identifier: str) -> list[PoolMember]:
     """The cases without labels that a data set is preprocessed with, one member for each data set they come from.
 

@@ -37,7 +37,7 @@ from .base import NOISE_STREAM, VALIDATION_NOISE_STREAM, DiffSegTrainerBase, unw
 from .loaders import PatchPairLoader, SeededLoader
 from .loggers import log_picture
 from .phases import Phase
-from .pool import PooledDataset, pools_of_fold, unlabelled_members
+from .pool import PooledDataset, pools_of_fold, united, unlabelled_members
 
 _MUCH_COARSER = 3  # nnU-Net's ratio of axes from which on it augments slices
 _REGRESSOR_THINNER = 2  # the regressor's share of a step stays small
@@ -67,6 +67,7 @@ class DiffSegPretrainer(DiffSegTrainerBase):
         self.history = History()
         self._skipped_in_a_row = 0
         self._resumed_precision: str | None = None
+        self._seen_before: dict[str, list[str]] = {}  # by an interrupted run; a checkpoint forgets no case
 
     # -- network and optimiser ----------------------------------------------------------------------------------------
 
@@ -190,7 +191,7 @@ class DiffSegPretrainer(DiffSegTrainerBase):
 
     def build_loaders(self) -> tuple[SeededLoader, SeededLoader]:
         pool, watched = self.pools()
-        self.pool_record = dict(pool.record())
+        self.pool_record = united(self._seen_before, pool.record())
         augmentation = PatchAugmentation(self.patch_size, self._is_anisotropic()) if self.settings.augment else None
         return self._loader(pool, augmentation), self._loader(watched, None)
 
@@ -448,7 +449,7 @@ class DiffSegPretrainer(DiffSegTrainerBase):
             phase.load_state_dict(content["phases"][phase.name])
         self.current_epoch = content["current_epoch"]
         self._resumed_precision = content["precision"] if self.device.type == content["device"] == "cpu" else None
-        self.pool_record = content["pool"]
+        self.pool_record = self._seen_before = content["pool"]
         self.history = History(content["history"])
 
     def _require_same_mode(self, content: dict[str, Any], source: str) -> None:

@@ -17,7 +17,7 @@ from skimage.io import imsave
 from diffseg_nnunet.coordinates.head import CoordinateMode, CoordinateSettings
 from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.trainers import DiffSegPretrainer
-from diffseg_nnunet.trainers.pool import PooledDataset, PoolMember, pools_of_fold
+from diffseg_nnunet.trainers.pool import PooledDataset, PoolMember, pools_of_fold, united
 from diffseg_nnunet.training.settings import PretrainingSettings
 
 
@@ -61,6 +61,14 @@ def test_a_case_is_described_by_reading_its_record_once(tmp_path: Path, monkeypa
 def test_only_the_named_cases_are_in_the_pool(tmp_path: Path) -> None:
     whole = member(tmp_path, "One", {"a": 1, "b": 2})
     assert PooledDataset([PoolMember("One", whole.folder, ("b",))]).identifiers == ["One/b"]
+
+
+def test_records_are_united() -> None:
+    assert united({"One": ["b", "a"], "Two": ["c"]}, {"One": ["b", "d"]}, {}, {"Three": ["e"]}) == {
+        "One": ["a", "b", "d"],
+        "Three": ["e"],
+        "Two": ["c"],
+    }
 
 
 def test_empty_pool_is_refused(tmp_path: Path) -> None:

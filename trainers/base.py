@@ -28,7 +28,7 @@ from diffseg_nnunet.planning.hardware import (
 )
 from diffseg_nnunet.planning.section import diffseg_section
 from diffseg_nnunet.training import processes
-from diffseg_nnunet.training.precision import autocast, choose_dtype
+from diffseg_nnunet.training.precision import autocast, choose_dtype, uncompared_dtype
 from diffseg_nnunet.training.seeding import seed_everything
 from diffseg_nnunet.training.settings import TrainingSettings
 
@@ -113,6 +113,7 @@ class DiffSegTrainerBase(nnUNetTrainer):
         self.save_every = 1
         self.progress: Progress | None = None
         self._autocast_dtype: torch.dtype | None = None
+        self._precision_sample: Tensor | None = None
         self._iteration = 0
         self.apply(self.default_settings())
 
@@ -209,6 +210,9 @@ class DiffSegTrainerBase(nnUNetTrainer):
         first = epoch * self.num_iterations_per_epoch * self.batches_per_iteration
         first_validation = epoch * self.num_val_iterations_per_epoch
         share = (self.rank, self.processes)
+        if self.device.type == "cpu" and self._certain_dtype() is None:
+            sample = serve(training.start_at(seed, PRECISION_STREAM, 0, 1), 0, pin_memory=False)
+            self._precision_sample = next(sample)["data"][:2]
         training.start_at(seed, TRAINING_STREAM, first, workers, *share)
         validation.start_at(seed, VALIDATION_STREAM, first_validation, validation_workers, *share)
         return serve(training, workers, pin), serve(validation, validation_workers, pin)
@@ -218,10 +222,13 @@ class DiffSegTrainerBase(nnUNetTrainer):
     def on_train_start(self) -> None:
         super().on_train_start()
         if self.device.type == "cpu":
-            loader, _ = self.build_loaders()
-            sample = next(loader.start_at(self.settings.seed, PRECISION_STREAM, 0, 1))["data"][:2]
-            self._autocast_dtype, reason = self._choose_dtype(sample)
+            self._autocast_dtype, reason = self._certain_dtype() or self._choose_dtype(self._precision_sample)
+            self._precision_sample = None
             self.print_to_log_file(f"precision: {reason}")
+
+    def _certain_dtype(self) -> tuple[torch.dtype | None, str] | None:
+        """Autocast dtype on the CPU and the reason, where no comparison is needed."""
+        return uncompared_dtype(self.settings.precision)
 
     def _choose_dtype(self, sample: Tensor) -> tuple[torch.dtype | None, str]:
         """Autocast dtype on the CPU and the reason, by a comparison on some patches."""

@@ -247,10 +247,14 @@ class DiffSegPretrainer(DiffSegTrainerBase):
             reason = "" if self._compute_dtype() else " (this GPU has no bfloat16: slower, and twice the memory)"
             self.print_to_log_file(f"precision: {self._compute_dtype() or torch.float32}{reason}")
 
+    def _certain_dtype(self) -> tuple[torch.dtype | None, str] | None:
+        if self._resumed_precision is None:
+            return super()._certain_dtype()
+        # a trained network could now compare otherwise
+        dtype = None if self._resumed_precision == "float32" else getattr(torch, self._resumed_precision)
+        return dtype, f"{self._resumed_precision}: as before it was interrupted"
+
     def _choose_dtype(self, sample: Tensor) -> tuple[torch.dtype | None, str]:
-        if self._resumed_precision is not None:  # a trained network could now compare otherwise
-            dtype = None if self._resumed_precision == "float32" else getattr(torch, self._resumed_precision)
-            return dtype, f"{self._resumed_precision}: as before it was interrupted"
         t = torch.full((len(sample),), self.settings.diffusion.fold_timestep)
 
         def denoise(patches: Tensor) -> Tensor:

@@ -22,15 +22,17 @@ from diffseg_nnunet.planning.hardware import (
     WORKER_PROCESS_GIB,
     augmentation_workers,
     available_memory_gib,
+    has_c_compiler,
     requested_augmentation_workers,
     usable_cores,
 )
 from diffseg_nnunet.planning.section import diffseg_section
 from diffseg_nnunet.training import processes
-from diffseg_nnunet.training.precision import autocast, choose_dtype
+from diffseg_nnunet.training.precision import autocast, choose_dtype, uncompared_dtype
 from diffseg_nnunet.training.seeding import seed_everything
 from diffseg_nnunet.training.settings import TrainingSettings
 
+from . import loggers
 from .loaders import SeededLoader
 from .loggers import TensorBoardLogger
 from .serving import batches_gib, serve, shut_down
@@ -111,6 +113,7 @@ class DiffSegTrainerBase(nnUNetTrainer):
         self.save_every = 1
         self.progress: Progress | None = None
         self._autocast_dtype: torch.dtype | None = None
+        self._precision_sample: Tensor | None = None
         self._iteration = 0
         self.apply(self.default_settings())
 
@@ -144,12 +147,17 @@ class DiffSegTrainerBase(nnUNetTrainer):
             self._unread = TemporaryDirectory(prefix="diffseg_")
             self.output_folder_base = self._unread.name
             self.output_folder = str(Path(self._unread.name) / f"fold_{self.fold}")
+        if super()._do_i_compile() and not has_c_compiler():
+            self.print_to_log_file("torch.compile is off, training is slower: it needs a C compiler, and none is found")
         together, self.is_ddp = self.is_ddp, False  # nnU-Net's own wrapping is for the GPUs of one node
         super().initialize()
         self.is_ddp = together
         if together:
             self.batch_size = self._own_batch_size(self.batch_size)
             self.share_network()
+
+    def _do_i_compile(self) -> bool:
+        return has_c_compiler() and super()._do_i_compile()
 
     def _own_batch_size(self, batch_size: int) -> int:
         try:
@@ -202,6 +210,9 @@ class DiffSegTrainerBase(nnUNetTrainer):
         first = epoch * self.num_iterations_per_epoch * self.batches_per_iteration
         first_validation = epoch * self.num_val_iterations_per_epoch
         share = (self.rank, self.processes)
+        if self.device.type == "cpu" and self._certain_dtype() is None:
+            sample = serve(training.start_at(seed, PRECISION_STREAM, 0, 1), 0, pin_memory=False)
+            self._precision_sample = next(sample)["data"][:2]
         training.start_at(seed, TRAINING_STREAM, first, workers, *share)
         validation.start_at(seed, VALIDATION_STREAM, first_validation, validation_workers, *share)
         return serve(training, workers, pin), serve(validation, validation_workers, pin)
@@ -211,10 +222,13 @@ class DiffSegTrainerBase(nnUNetTrainer):
     def on_train_start(self) -> None:
         super().on_train_start()
         if self.device.type == "cpu":
-            loader, _ = self.build_loaders()
-            sample = next(loader.start_at(self.settings.seed, PRECISION_STREAM, 0, 1))["data"][:2]
-            self._autocast_dtype, reason = self._choose_dtype(sample)
+            self._autocast_dtype, reason = self._certain_dtype() or self._choose_dtype(self._precision_sample)
+            self._precision_sample = None
             self.print_to_log_file(f"precision: {reason}")
+
+    def _certain_dtype(self) -> tuple[torch.dtype | None, str] | None:
+        """Autocast dtype on the CPU and the reason, where no comparison is needed."""
+        return uncompared_dtype(self.settings.precision)
 
     def _choose_dtype(self, sample: Tensor) -> tuple[torch.dtype | None, str]:
         """Autocast dtype on the CPU and the reason, by a comparison on some patches."""
@@ -253,11 +267,9 @@ class DiffSegTrainerBase(nnUNetTrainer):
             self.logger.plot_progress_png(self.output_folder, force=True)
             self.close_loggers()
 
-    def close_loggers(self) -> None:
-        """End what further loggers hold open."""
-        for logger in self.logger.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.close()
+    def close_loggers(self, failed: bool = False) -> None:
+        """End what further loggers hold open, after a training that did its work or failed."""
+        loggers.close(self.logger.loggers, failed)
 
     def report_epoch(self, news: str) -> None:
         """One line about the epoch that has just ended."""

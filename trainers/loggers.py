@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from nnunetv2.training.logging.nnunet_logger import WandbLogger
 
 
 class TensorBoardLogger:
@@ -49,3 +52,26 @@ class TensorBoardLogger:
 
             self._writer = SummaryWriter(str(self._folder))
         return self._writer
+
+
+def log_picture(loggers: Iterable[Any], key: str, path: Path, step: int) -> None:
+    """Hand a PNG to those of nnU-Net's further loggers that take pictures."""
+    for logger in loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.picture(key, path, step)
+        elif isinstance(logger, WandbLogger):
+            import wandb  # there, since its logger is
+
+            logger.log(key, wandb.Image(str(path)), step)
+
+
+def close(loggers: Iterable[Any], failed: bool = False) -> None:
+    """End what nnU-Net's further loggers hold open; nothing the second time.
+
+    A run of W&B ends with its training: the next one of this process would go on with it otherwise.
+    """
+    for logger in loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.close()
+        elif isinstance(logger, WandbLogger):
+            logger.run.finish(exit_code=int(failed))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import time
 from typing import Any
@@ -10,13 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_to_id
 from torch import Tensor, nn
 
 from diffseg_nnunet.coordinates.guidance import MAP_CHANNELS
 from diffseg_nnunet.coordinates.head import CoordinateRegressor
-from diffseg_nnunet.coordinates.positions import case_to_patient
+from diffseg_nnunet.coordinates.positions import case_to_patient, geometry_from_properties
 from diffseg_nnunet.errors import BadInputError, StageFailedError
-from diffseg_nnunet.planning.section import UNLABELLED_SUFFIX, stage_plan
+from diffseg_nnunet.planning.section import stage_plan
 from diffseg_nnunet.preprocessed import preprocessed_cases
 from diffseg_nnunet.training import checkpoint as checkpoints
 from diffseg_nnunet.training import processes
@@ -33,12 +35,14 @@ from diffseg_nnunet.training.settings import PATCHES_PER_SCAN, PretrainingSettin
 from .augmentation import PatchAugmentation
 from .base import NOISE_STREAM, VALIDATION_NOISE_STREAM, DiffSegTrainerBase, unwrapped
 from .loaders import PatchPairLoader, SeededLoader
+from .loggers import log_picture
 from .phases import Phase
-from .pool import PooledDataset, PoolMember
+from .pool import PooledDataset, pools_of_fold, united, unlabelled_members
 
 _MUCH_COARSER = 3  # nnU-Net's ratio of axes from which on it augments slices
 _REGRESSOR_THINNER = 2  # the regressor's share of a step stays small
 _FEWEST_FEATURES = 4
+_FEWEST_GUIDED_EPOCHS = 2  # one for the regressor, one for the denoiser
 
 
 class DiffSegPretrainer(DiffSegTrainerBase):
@@ -63,6 +67,7 @@ class DiffSegPretrainer(DiffSegTrainerBase):
         self.history = History()
         self._skipped_in_a_row = 0
         self._resumed_precision: str | None = None
+        self._seen_before: dict[str, list[str]] = {}  # by an interrupted run; a checkpoint forgets no case
 
     # -- network and optimiser ----------------------------------------------------------------------------------------
 
@@ -98,7 +103,8 @@ class DiffSegPretrainer(DiffSegTrainerBase):
     def initialize(self) -> None:
         if not preprocessed_cases(Path(self.preprocessed_dataset_folder)):
             # an unlabelled data set: nnU-Net only wants a folder to read the file format from
-            folders = [member.folder for member in self._unlabelled_members()]
+            folder, data = Path(self.preprocessed_dataset_folder_base), self.configuration_manager.data_identifier
+            folders = [member.folder for member in unlabelled_members(folder, data)]
             self.preprocessed_dataset_folder = str(folders[0]) if folders else self.preprocessed_dataset_folder
         super().initialize()
 
@@ -114,7 +120,8 @@ class DiffSegPretrainer(DiffSegTrainerBase):
         if settings.coordinates.mode == "guidance":
             regressor = self.build_regressor(self.plans_manager, self.configuration_manager, self.num_input_channels)
             regressor = regressor.to(self.device)
-            first_epoch = max(1, round(settings.coordinates.regressor_share * self.num_epochs))
+            share = settings.coordinates.regressor_share
+            first_epoch = min(max(1, round(share * self.num_epochs)), self.num_epochs - 1)
             objective = RegressionObjective(regressor, settings.coordinates)
             modules = {"regressor": regressor}
             self.phases.append(Phase("regressor", modules, objective, range(first_epoch), settings))
@@ -137,35 +144,54 @@ class DiffSegPretrainer(DiffSegTrainerBase):
 
     # -- data ---------------------------------------------------------------------------------------------------------
 
-    def _unlabelled_members(self) -> list[PoolMember]:
-        root = Path(self.preprocessed_dataset_folder_base) / (
-            self.configuration_manager.data_identifier + UNLABELLED_SUFFIX
-        )
-        sources = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
-        members = [PoolMember(path.name, path, preprocessed_cases(path)) for path in sources]
-        return [member for member in members if member.cases]
-
     def pools(self) -> tuple[PooledDataset, PooledDataset]:
         """The cases to learn from and those to watch the loss on; the latter never touch a weight.
 
         Raises:
-            BadInputError: there is nothing to learn from.
+            BadInputError: there is nothing to learn from, or a validation case of the fold would be learnt from.
         """
-        own = Path(self.preprocessed_dataset_folder_base) / self.configuration_manager.data_identifier
-        name = self.plans_manager.dataset_name
-        labelled = preprocessed_cases(own)
-        unlabelled = self._unlabelled_members()
-        if not labelled:
-            pool = PooledDataset(unlabelled)
-            return pool, pool
-        training, validation = self.do_split()
-        cases = {"unlabeled": (), "training": tuple(training), "all": labelled}[self.settings.pool]
-        pool = PooledDataset([PoolMember(name, own, cases), *unlabelled])
-        return pool, PooledDataset([PoolMember(name, own, tuple(validation))])
+        folder, data = Path(self.preprocessed_dataset_folder_base), self.configuration_manager.data_identifier
+        training, validation = self.do_split() if preprocessed_cases(folder / data) else ([], [])
+        return pools_of_fold(folder, data, self.settings.pool, self.fold, training, validation)
+
+    @staticmethod
+    def check_data(
+        preprocessed: Path,
+        data_identifier: str,
+        fold: int | str,
+        cases: Mapping[str, Sequence[str]],
+        settings: PretrainingSettings,
+    ) -> None:
+        """Look at what would be pretrained on, and for how long, before there is a trainer.
+
+        Args:
+            preprocessed: the data set's folder in nnUNet_preprocessed.
+            data_identifier: of the configuration.
+            fold: or "all".
+            cases: the fold's labelled ones, "train" and "val".
+            settings: of the pretraining.
+
+        Raises:
+            BadInputError: as :meth:`pools`; the cases have no place in the body, and coordinates are wanted; guidance
+                has no epoch left to train the denoiser in.
+        """
+        if settings.coordinates.mode == "guidance" and settings.epochs.epochs < _FEWEST_GUIDED_EPOCHS:
+            raise BadInputError(
+                f"Guidance trains a regressor before the denoiser: {settings.iterations} iteration(s) are too few for "
+                "both.",
+                "Give more --iterations, or `--coordinates auxiliary`.",
+            )
+        training, validation = cases["train"], cases["val"]
+        for dataset in pools_of_fold(preprocessed, data_identifier, settings.pool, fold, training, validation):
+            if settings.coordinates.mode == "none":
+                continue
+            for identifier in dataset.one_of_each_source():  # one reader has read them all
+                if geometry_from_properties(dataset.described(identifier)[0]) is None:
+                    raise _without_place(identifier, preprocessed.name)
 
     def build_loaders(self) -> tuple[SeededLoader, SeededLoader]:
         pool, watched = self.pools()
-        self.pool_record = dict(pool.record())
+        self.pool_record = united(self._seen_before, pool.record())
         augmentation = PatchAugmentation(self.patch_size, self._is_anisotropic()) if self.settings.augment else None
         return self._loader(pool, augmentation), self._loader(watched, None)
 
@@ -206,13 +232,10 @@ class DiffSegPretrainer(DiffSegTrainerBase):
     def _matrices(self, dataset: PooledDataset) -> dict[str, np.ndarray]:
         matrices = {}
         for identifier in dataset.identifiers:
-            properties = dataset.properties(identifier)
-            matrix = case_to_patient(properties, self.plans_manager.transpose_forward, dataset.shape(identifier))
+            properties, shape = dataset.described(identifier)
+            matrix = case_to_patient(properties, self.plans_manager.transpose_forward, shape)
             if matrix is None:
-                raise BadInputError(
-                    f"{identifier} has no 3D direction cosines, so its voxels have no place in the body.",
-                    "Pretrain without coordinates: `--coordinates none`.",
-                )
+                raise _without_place(identifier, self.plans_manager.dataset_name)
             matrices[identifier] = matrix
         return matrices
 
@@ -224,10 +247,14 @@ class DiffSegPretrainer(DiffSegTrainerBase):
             reason = "" if self._compute_dtype() else " (this GPU has no bfloat16: slower, and twice the memory)"
             self.print_to_log_file(f"precision: {self._compute_dtype() or torch.float32}{reason}")
 
+    def _certain_dtype(self) -> tuple[torch.dtype | None, str] | None:
+        if self._resumed_precision is None:
+            return super()._certain_dtype()
+        # a trained network could now compare otherwise
+        dtype = None if self._resumed_precision == "float32" else getattr(torch, self._resumed_precision)
+        return dtype, f"{self._resumed_precision}: as before it was interrupted"
+
     def _choose_dtype(self, sample: Tensor) -> tuple[torch.dtype | None, str]:
-        if self._resumed_precision is not None:  # a trained network could now compare otherwise
-            dtype = None if self._resumed_precision == "float32" else getattr(torch, self._resumed_precision)
-            return dtype, f"{self._resumed_precision}: as before it was interrupted"
         t = torch.full((len(sample),), self.settings.diffusion.fold_timestep)
 
         def denoise(patches: Tensor) -> Tensor:
@@ -368,9 +395,7 @@ class DiffSegPretrainer(DiffSegTrainerBase):
         except Exception as error:  # a picture is no reason to end a training
             self.report_epoch(f"the picture of this epoch could not be drawn: {error}")
             return
-        for logger in self.logger.loggers:
-            if hasattr(logger, "picture"):
-                logger.picture("denoising", path, self.current_epoch - 1)
+        log_picture(self.logger.loggers, "denoising", path, self.current_epoch - 1)
 
     def on_train_end(self) -> None:
         self.save_checkpoint(str(self.final_checkpoint))
@@ -428,7 +453,7 @@ class DiffSegPretrainer(DiffSegTrainerBase):
             phase.load_state_dict(content["phases"][phase.name])
         self.current_epoch = content["current_epoch"]
         self._resumed_precision = content["precision"] if self.device.type == content["device"] == "cpu" else None
-        self.pool_record = content["pool"]
+        self.pool_record = self._seen_before = content["pool"]
         self.history = History(content["history"])
 
     def _require_same_mode(self, content: dict[str, Any], source: str) -> None:
@@ -439,6 +464,15 @@ class DiffSegPretrainer(DiffSegTrainerBase):
                 f"{source} was pretrained with coordinates in mode '{theirs}', this pretraining is in mode '{ours}'.",
                 f"Go on with `--coordinates {theirs}`, or begin afresh with `--no-resume`.",
             )
+
+
+def _without_place(identifier: str, dataset: str) -> BadInputError:
+    plan = f"diffseg plan {convert_dataset_name_to_id(dataset)} --coordinates none"
+    return BadInputError(
+        f"{identifier} has no 3D direction cosines, so its voxels have no place in the body.",
+        f"Pretrain without coordinates: `--coordinates none`; for `diffseg run`, plan without: `{plan}`, with the "
+        "other options the plan had.",
+    )
 
 
 def _means(outputs: list[dict[str, float]]) -> dict[str, float]:

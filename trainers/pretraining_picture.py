@@ -27,7 +27,7 @@ def draw_progress(trainer: DiffSegPretrainer, batch: dict, path: Path) -> None:
         batch: of the validation loader.
         path: the file.
     """
-    denoiser = trainer.denoiser
+    denoiser = trainer.denoiser.uncompiled
     clean = batch["data"][:PATCHES].to(trainer.device)
     t = (denoiser.diffusion.alpha_bar - SIGNAL_LEFT).abs().argmin().to(trainer.device).expand(len(clean))
     generator = torch.Generator(device=trainer.device).manual_seed(0)

@@ -154,9 +154,12 @@ class FeatureTap:
 def patch_statistics(features: Tensor) -> Tensor:
     """Mean and standard deviation of each channel over a patch: (B, C, ...) -> float32 (B, 2C, 1, ...)."""
     axes = tuple(range(2, features.ndim))
-    # by moments: autograd then keeps the features themselves, which the norm keeps anyway, and no float32 copy of them
     mean = features.mean(axes, keepdim=True, dtype=torch.float32)
-    variance = features.square().mean(axes, keepdim=True, dtype=torch.float32) - mean.square()
+    # about the mean: squares of features far from zero lose their spread in bfloat16. About a constant that is nearly
+    # the mean, in the features' own format, so that autograd keeps no float32 copy of them
+    centre = mean.detach().to(features.dtype)
+    squares = (features - centre).square().mean(axes, keepdim=True, dtype=torch.float32)
+    variance = squares - (mean - centre.float()).square()
     return torch.cat([mean, variance.clamp_min(_SMALLEST_VARIANCE).sqrt()], dim=1)
 
 

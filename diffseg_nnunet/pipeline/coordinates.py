@@ -137,6 +137,8 @@ def _predict_missing(
                     f"The GPU's memory does not suffice for {identifier}.",
                     "Free the GPU of other work, or use --device cpu; finished cases are kept.",
                 ) from error
+            except MemoryError:
+                failed.append(FailedCase(identifier, "there is not enough memory for a scan of its size"))
             except (DiffSegError, RuntimeError, ValueError, AssertionError) as error:
                 failed.append(FailedCase(identifier, str(error) or type(error).__name__))
             write_json(output / RANGES_JSON, record)

@@ -31,15 +31,26 @@ def prepare_device(name: str) -> torch.device:
     is a limit.
 
     Raises:
-        BadInputError: "cuda" without a GPU.
+        BadInputError: "cuda" without a GPU; torchrun started more processes than the node has GPUs.
     """
     device = torch.device(resolve_device(name))
     if device.type == "cuda" and processes.world_size() > 1:
-        device = torch.device("cuda", processes.local_rank())
+        device = own_gpu(torch.cuda.device_count())
     torch.set_num_threads(_threads() if device.type == "cpu" else 1)
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True
     return device
+
+
+def own_gpu(count: int) -> torch.device:
+    """That of this process, of the `count` that all processes of its node see."""
+    sharing = max(processes.local_world_size(), processes.local_rank() + 1)
+    if sharing > count:
+        raise BadInputError(
+            f"torchrun started {sharing} processes on this node, which has {count} GPU(s): each needs one of its own.",
+            f"Start torchrun with --nproc_per_node={count}.",
+        )
+    return torch.device("cuda", processes.local_rank())
 
 
 def _threads() -> int:

@@ -67,7 +67,7 @@ def pretrain(
     stage = f"pretrain/{configuration}/fold_{fold}"
     section = {name: diffseg_section(plans)[name] for name in PLANNED_SETTINGS}
     noted = {**chosen.to_json(), "planned": section}
-    return run_job(Job(project, "pretrain", stage, folder, inputs, planned, chosen, noted, device), resume)
+    return run_job(PretrainingJob(project, "pretrain", stage, folder, inputs, planned, chosen, noted, device), resume)
 
 
 def train(
@@ -241,6 +241,11 @@ class Job:
         """By nnU-Net's name of a model folder."""
         return self.folder.parent.name.split("__")[2]
 
+    def check(self) -> None:
+        """Raises BadInputError if the job cannot be done; touches nothing."""
+        if self.weights is not None:
+            self.check_weights()
+
     def check_weights(self) -> None:
         """Raises BadInputError if the weights cannot be started from."""
         refuse_misfit(self.project, self.trainer, self.configuration, self.settings, self.weights, self.adapts)
@@ -252,6 +257,15 @@ class Job:
     def is_finished(self) -> bool:
         complete = not self.save_probabilities or any((self.folder / "validation").glob("*.npz"))
         return self.final.is_file() and complete and self.project.manifest.is_finished(self.stage, self.inputs)
+
+
+class PretrainingJob(Job):
+    """One pretraining of one fold."""
+
+    def check(self) -> None:
+        data, fold = self.project.preprocessed_folder(self.configuration).name, self.folder.name.removeprefix("fold_")
+        trainer = registry.load("trainers", self.trainer)
+        trainer.check_data(self.project.preprocessed, data, fold, self.inputs["cases"], self.settings)
 
 
 def run_job(job: Job, resume: bool) -> Path:
@@ -266,14 +280,13 @@ def run_job(job: Job, resume: bool) -> Path:
                 if processes.from_first(None):
                     _train(job)
             return job.final
-        if not resume:
-            _set_aside(project, job.folder)
-        if job.is_finished():
+        if resume and job.is_finished():
             project.reporter.info(f"{job.stage}: finished before, unchanged")
             processes.from_first(False)
             return job.final
-        if job.weights is not None:
-            job.check_weights()
+        job.check()  # before anything earlier is set aside
+        if not resume:
+            _set_aside(project, job.folder)
         watched = gpu_memory_watched(gpu_of(job.device), gib, project.id, project.reporter.warn)
         discard = partial(_set_aside, project, job.folder)
         running = project.manifest.running(job.stage, job.inputs, job.noted, discard)
@@ -288,11 +301,16 @@ def run_job(job: Job, resume: bool) -> Path:
 def _train(job: Job) -> dict[str, Any]:
     """Train and validate; returns what the manifest notes of the result."""
     trainer = _build_trainer(job)
-    trainer.apply(job.settings)
-    trainer.progress = lambda done, total, news: job.project.reporter.progress(job.stage, done, total, news)
-    if _start_or_resume(job, trainer) != FINAL:
-        trainer.run_training()
-    trainer.perform_actual_validation(job.save_probabilities)
+    try:
+        trainer.apply(job.settings)
+        trainer.progress = lambda done, total, news: job.project.reporter.progress(job.stage, done, total, news)
+        if _start_or_resume(job, trainer) != FINAL:
+            trainer.run_training()
+        trainer.perform_actual_validation(job.save_probabilities)
+    except BaseException:
+        trainer.close_loggers(failed=True)
+        raise
+    trainer.close_loggers()
     return _outputs(job, trainer)
 
 

@@ -244,6 +244,11 @@ def only_gpu(gpu: Gpu, gpus: list[Gpu]) -> dict[str, str]:
     return {"CUDA_VISIBLE_DEVICES": names[gpu.index] if gpu.index < len(names) else str(gpu.index)}
 
 
+def has_c_compiler() -> bool:
+    """Whether there is what torch.compile builds its launchers with: $CC, gcc or clang."""
+    return any(shutil.which(compiler) for compiler in (os.environ.get("CC", "cc"), "gcc", "clang"))
+
+
 def no_gpu_reason() -> str | None:
     """Why torch has no GPU, as a phrase; None if it has one."""
     import torch

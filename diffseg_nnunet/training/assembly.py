@@ -41,7 +41,7 @@ class Assembly:
             dense = self.denoiser.coordinate_map(clean)
             return None if dense is None else dense.float()
         t = torch.full((len(clean),), self.denoiser.diffusion.settings.fold_timestep, device=clean.device)
-        self.denoiser(clean, t)
+        self.denoiser.uncompiled(clean, t)
         return self.head.dense(self.tap.take(), clean.shape[2:])
 
 

@@ -7,7 +7,7 @@ that the mean over processes with equal shares is the loss of the whole batch.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +63,11 @@ class Denoiser:
             noised = torch.cat([noised, coordinate_map.to(noised)], dim=1)
         with self.conditioning.at(t):
             return (self.network if self.compiled is None else self.compiled)(noised)
+
+    @property
+    def uncompiled(self) -> Denoiser:
+        """The same, run as it is: batches of another size than the training's would be compiled anew, for minutes."""
+        return replace(self, compiled=None)
 
     def folded(self, t: int) -> dict[str, Tensor]:
         """The weights of the stock network that equals this one at time step `t`, without a map."""

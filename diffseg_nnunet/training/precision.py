@@ -50,12 +50,19 @@ def relative_difference(network: nn.Module, sample: Tensor, dtype: torch.dtype) 
     return ((rounded - exact).square().mean().sqrt() / exact.std().clamp_min(1e-12)).item()
 
 
-def choose_dtype(requested: Precision, network: nn.Module, sample: Tensor) -> tuple[torch.dtype | None, str]:
-    """The autocast dtype for training on the CPU (None = float32) and the reason, in words for the log."""
+def uncompared_dtype(requested: Precision) -> tuple[None, str] | None:
+    """What :func:`choose_dtype` gives where it need not look at a network; None where it must."""
     if requested == "float32":
         return None, "float32: requested"
     if requested == "auto" and not cpu_bf16_instructions():
         return None, "float32: the CPU has no bfloat16 instructions"
+    return None
+
+
+def choose_dtype(requested: Precision, network: nn.Module, sample: Tensor) -> tuple[torch.dtype | None, str]:
+    """The autocast dtype for training on the CPU (None = float32) and the reason, in words for the log."""
+    if (certain := uncompared_dtype(requested)) is not None:
+        return certain
     difference = relative_difference(network, sample, torch.bfloat16)
     if requested == "auto" and not difference <= MAX_RELATIVE_DIFFERENCE:
         return None, f"float32: bfloat16 differs by {difference:.3f} of the output's spread"

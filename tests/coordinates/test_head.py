@@ -135,6 +135,23 @@ def test_patch_statistics_are_means_and_deviations(spatial: tuple[int, ...]) -> 
     assert torch.isfinite(constant.grad).all()
 
 
+@pytest.mark.parametrize(("mean", "deviation"), [(10.0, 0.3), (30.0, 1.0), (-300.0, 10.0), (0.0, 1.0)])
+def test_patch_statistics_of_bfloat16_are_those_of_float32(mean: float, deviation: float) -> None:
+    """Also where the mean is 30 deviations from zero; and so is the gradient."""
+    noise = torch.randn((2, 3, 12, 12, 12), generator=torch.Generator().manual_seed(0))
+    rounded = (mean + deviation * noise).bfloat16().requires_grad_()
+    exact = rounded.detach().double().requires_grad_()
+    statistics = patch_statistics(rounded)
+    variance, expected_mean = torch.var_mean(exact, (2, 3, 4), correction=0)
+    expected = torch.cat([expected_mean, variance.sqrt()], dim=1)
+    assert statistics.dtype == torch.float32
+    torch.testing.assert_close(statistics.flatten(1).double(), expected, rtol=5e-3, atol=5e-3)
+    statistics[:, 3:].sum().backward()
+    expected[:, 3:].sum().backward()
+    difference = (rounded.grad.double() - exact.grad).square().mean().sqrt()
+    assert difference < 0.02 * exact.grad.square().mean().sqrt()
+
+
 def test_what_norms_take_away_is_kept() -> None:
     """Brighter by a constant, a patch has the same features behind an instance norm, and other statistics."""
     convolution, norm = nn.Conv3d(1, 4, 1), nn.InstanceNorm3d(4, affine=True)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from diffseg_nnunet.errors import BadInputError, StageFailedError
-from diffseg_nnunet.pipeline.device import gpu_memory_watched, gpu_of, prepare_device
+from diffseg_nnunet.pipeline.device import gpu_memory_watched, gpu_of, own_gpu, prepare_device
 from diffseg_nnunet.planning.hardware import Gpu, usable_cores
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -116,6 +116,16 @@ def test_exported_threads_are_a_limit(
     torch.set_num_threads(1)
     prepare_device("cpu")
     assert torch.get_num_threads() == expected
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_every_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
+    """Where there are too few, every process says so, with or without one: the first is the one that is heard."""
+    for name, value in {**TORCHRUN, "WORLD_SIZE": "6", "LOCAL_WORLD_SIZE": "3", "LOCAL_RANK": str(rank)}.items():
+        monkeypatch.setenv(name, value)
+    assert own_gpu(3) == torch.device("cuda", rank)
+    with pytest.raises(BadInputError, match=r"3 processes on this node, which has 2 GPU.*--nproc_per_node=2"):
+        own_gpu(2)
 
 
 @needs_gpu

@@ -22,8 +22,10 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from diffseg_nnunet.errors import StageFailedError
 from diffseg_nnunet.planning import hardware
 from diffseg_nnunet.trainers import DiffSegPretrainer
+from diffseg_nnunet.trainers.base import TRAINING_STREAM, DiffSegTrainerBase
 from diffseg_nnunet.trainers.loaders import SeededLoader
 from diffseg_nnunet.trainers.serving import Served, batches_gib, serve, shut_down
+from diffseg_nnunet.training.settings import TrainingSettings
 
 LABELS = LabelManager({"background": 0, "organ": 1}, regions_class_order=None)
 PATCH = (4, 4, 4)
@@ -172,6 +174,42 @@ def test_a_damaged_case_is_named(folder: Path, batches_from: Callable[..., Serve
     message = failure_of(batches_from(workers))
     assert f"of case {BAD_CASE}: " in message
     assert "diffseg preprocess" in message
+
+
+class BareTrainer(DiffSegTrainerBase):
+    """Only what loaders are made by; its validation is what it trains on."""
+
+    def __init__(self, folder: Path, **settings: Any):
+        self.settings = TrainingSettings(workers=0, **settings)
+        self.device, self.rank, self.processes, self.current_epoch = torch.device("cpu"), 0, 1, 0
+        self.num_iterations_per_epoch, self.num_val_iterations_per_epoch = 1, 1
+        self.folder, self.built, self._precision_sample = folder, 0, None
+
+    def build_loaders(self) -> tuple[SeededLoader, SeededLoader]:
+        self.built += 1
+        return tuple(SeededLoader(nnUNetDatasetBlosc2(str(self.folder)), 3, PATCH, PATCH, LABELS) for _ in range(2))
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float32"])
+def test_the_precisions_batch_leaves_those_of_the_training_as_they_are(folder: Path, precision: str) -> None:
+    trainer = BareTrainer(folder, precision=precision)
+    training, _ = trainer.get_dataloaders()
+    assert trainer.built == 1
+    asked = trainer._precision_sample
+    assert asked is None if precision == "float32" else asked.shape == (2, *SHAPE[:1], *PATCH)
+    loader = trainer.build_loaders()[0].start_at(trainer.settings.seed, TRAINING_STREAM, 0, 1)
+    for _ in range(3):
+        batch, expected = next(training), next(loader)
+        assert list(batch["keys"]) == list(expected["keys"])
+        assert torch.equal(batch["data"], expected["data"])
+
+
+def test_a_damaged_case_is_named_by_the_precisions_batch(folder: Path) -> None:
+    for path in folder.glob("scan_?.b2nd"):
+        path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(StageFailedError, match=r"No batch could be made of (case|the cases) scan_\d"):
+        BareTrainer(folder, precision="bfloat16").get_dataloaders()
+    BareTrainer(folder, precision="float32").get_dataloaders()  # which compares nothing, and reads nothing yet
 
 
 def test_too_little_shared_memory_is_reported_with_the_case(batches_from: Callable[..., Served]) -> None:

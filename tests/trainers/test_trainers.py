@@ -309,6 +309,16 @@ def test_pool_is_in_the_checkpoint(pretrained: DiffSegPretrainer, project: Proje
     assert pool == {"Dataset901_Phantom": sorted(training), "Dataset902_Unlabelled": cases_of(project)[1]}
 
 
+def test_a_resumed_run_forgets_no_case(new_trainer: NewTrainer, pretrained: DiffSegPretrainer) -> None:
+    """Here of a fold whose training cases were others when it was interrupted."""
+    resumed = new_trainer(DiffSegPretrainer, fold=1, iterations=3)
+    resumed.load_checkpoint(str(pretrained.final_checkpoint))
+    resumed.build_loaders()
+    name = "Dataset901_Phantom"
+    assert resumed.pool_record[name] == sorted({*pretrained.pool_record[name], *resumed.do_split()[0]})
+    assert len(resumed.pool_record[name]) > len(pretrained.pool_record[name])
+
+
 def test_settings_and_plan_are_in_the_checkpoint(pretrained: DiffSegPretrainer, project: Project) -> None:
     content = torch.load(pretrained.final_checkpoint, weights_only=True)
     assert content["settings"] == pretrained.settings.to_json()

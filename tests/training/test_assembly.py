@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import pytest
 import torch
@@ -40,7 +39,7 @@ def test_a_compiled_denoiser_is_one_graph_for_all_time_steps(mode: str) -> None:
     counter = CompileCounter()  # traces, and runs what it traced as it is: no compiler is needed
     settings = PretrainingSettings(coordinates=CoordinateSettings(mode=mode))
     parts = assemble(planned, regressor, settings, CPU, torch.compile(planned, backend=counter))
-    plain = replace(parts.denoiser, compiled=None)
+    plain = parts.denoiser.uncompiled
     for seed in range(3):
         noised = torch.randn((2, 1, 16, 16, 16), generator=torch.Generator().manual_seed(seed))
         t = torch.tensor([seed, 500 + seed])
@@ -51,3 +50,12 @@ def test_a_compiled_denoiser_is_one_graph_for_all_time_steps(mode: str) -> None:
         torch.testing.assert_close(*outputs)
         torch.testing.assert_close(*features)
     assert counter.frame_count == 1
+
+
+def test_a_coordinate_map_compiles_nothing() -> None:
+    """Its batch is another than the training's."""
+    planned, counter = network(1), CompileCounter()
+    compiled = torch.compile(planned, backend=counter)
+    parts = assemble(planned, None, PretrainingSettings(), CPU, compiled)
+    assert parts.coordinate_map(torch.zeros(1, 1, 16, 16, 16)).shape == (1, 3, 16, 16, 16)
+    assert counter.frame_count == 0

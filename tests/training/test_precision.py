@@ -8,7 +8,13 @@ from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from torch import Tensor, nn
 
 from diffseg_nnunet.planning.hardware import cpu_bf16_instructions
-from diffseg_nnunet.training.precision import MAX_RELATIVE_DIFFERENCE, autocast, choose_dtype, relative_difference
+from diffseg_nnunet.training.precision import (
+    MAX_RELATIVE_DIFFERENCE,
+    autocast,
+    choose_dtype,
+    relative_difference,
+    uncompared_dtype,
+)
 
 SAMPLE = torch.randn((2, 1, 16, 16), generator=torch.Generator().manual_seed(0))
 
@@ -72,6 +78,12 @@ def test_auto_falls_back_where_the_network_does_not_bear_it(network: nn.Module) 
     dtype, reason = choose_dtype("auto", network, SAMPLE)
     assert dtype is None
     assert reason.startswith("float32: bfloat16 differs by")
+
+
+def test_what_needs_no_comparison() -> None:
+    assert uncompared_dtype("float32") == (None, "float32: requested")
+    assert uncompared_dtype("bfloat16") is None  # the difference is told
+    assert (uncompared_dtype("auto") is None) is bool(cpu_bf16_instructions())
 
 
 def test_what_is_requested_is_taken() -> None:

@@ -136,23 +136,15 @@ def load_refining_predictor(
     """A predictor with the refined folds of a model folder; nothing in their checkpoints is executed.
 
     Raises:
-        BadInputError: a checkpoint is none of a refiner, the folds' refiners differ in kind, or more steps are asked
-            for than they were trained with.
+        BadInputError: as :func:`read_refiners`.
     """
-    contents = [_read(model_folder / f"fold_{fold}" / checkpoint) for fold in folds]
-    kinds = [(content["refiner_architecture"], content["settings"]["diffusion"]) for content in contents]
-    if any(kind != kinds[0] for kind in kinds):
-        raise BadInputError(
-            f"The refiners of the folds {', '.join(map(str, folds))} in {model_folder} differ in size or time steps.",
-            "Refine all of them with the same options, or predict with one fold.",
-        )
+    contents = read_refiners(model_folder, folds, checkpoint, options)
     settings = RefinementSettings(**contents[0]["settings"])
-    _check_steps(options, settings)
     plans = PlansManager(read_json_object(model_folder / "plans.json"))
     dataset_json = read_json_object(model_folder / DATASET_JSON)
     configuration = contents[0]["init_args"]["configuration"]
     segmentor = registry.load("trainers", "refine").planned_segmentor(plans.plans, configuration, dataset_json)
-    refiner = Refiner(RefinerArchitecture(**kinds[0][0]), settings.diffusion.prior_margin)
+    refiner = Refiner(RefinerArchitecture(**contents[0]["refiner_architecture"]), settings.diffusion.prior_margin)
     predictor = RefiningPredictor(
         BernoulliDiffusion(settings.diffusion),
         options,
@@ -173,9 +165,24 @@ def load_refining_predictor(
     return predictor
 
 
-def segmentor_record(path: Path) -> dict[str, str]:
-    """Of a refiner's checkpoint: "strategy", "sha256" and "checkpoint" of the segmentor it started from."""
-    return _read(path)["segmentor"]
+def read_refiners(
+    model_folder: Path, folds: Sequence[int | str], checkpoint: str, options: RefineOptions
+) -> list[Mapping[str, Any]]:
+    """The checkpoints of refined folds that predict together, in their order; nothing in them is executed.
+
+    Raises:
+        BadInputError: a checkpoint is none of a refiner, the folds' refiners differ in kind, or more steps are asked
+            for than they were trained with.
+    """
+    contents = [_read(model_folder / f"fold_{fold}" / checkpoint) for fold in folds]
+    kinds = [(content["refiner_architecture"], content["settings"]["diffusion"]) for content in contents]
+    if any(kind != kinds[0] for kind in kinds):
+        raise BadInputError(
+            f"The refiners of the folds {', '.join(map(str, folds))} in {model_folder} differ in size or time steps.",
+            "Refine all of them with the same options, or predict with one fold.",
+        )
+    _check_steps(options, RefinementSettings(**contents[0]["settings"]))
+    return contents
 
 
 def _read(path: Path) -> Mapping[str, Any]:

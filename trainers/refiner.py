@@ -58,7 +58,7 @@ class DiffSegRefinerTrainer(SegmentationTrainer):
         super().apply(settings)
         self.enable_deep_supervision = self.learns_too
         self.segmentor_record: dict[str, str] = {}
-        self._skipped_in_a_row = 0
+        self._skipped_in_a_row = {"refiner": 0, "segmentor": 0}
 
     @property
     def learns_too(self) -> bool:
@@ -174,7 +174,7 @@ class DiffSegRefinerTrainer(SegmentationTrainer):
             with torch.no_grad():
                 said = self.collaboration.says(image)
             loss = self.collaboration.refiner_loss(said, image, target, generator)
-        if self._descend(loss, self.refiner, self.optimizer):
+        if self._descend(loss, "refiner", self.refiner, self.optimizer):
             self.ema.update()
         return loss.item()
 
@@ -184,10 +184,10 @@ class DiffSegRefinerTrainer(SegmentationTrainer):
             loss = self.collaboration.segmentor_loss(
                 image, target, generator, self.loss, self.settings.segmentor_weight
             )
-        self._descend(loss, self.network, self.segmentor_optimizer)
+        self._descend(loss, "segmentor", self.network, self.segmentor_optimizer)
         return loss.item()
 
-    def _descend(self, loss: Tensor, module: nn.Module, optimizer: torch.optim.Optimizer) -> bool:
+    def _descend(self, loss: Tensor, learner: str, module: nn.Module, optimizer: torch.optim.Optimizer) -> bool:
         """One step of one optimiser, left out where the gradient is not finite; whether it was taken."""
         loss.backward()
         parameters = list(module.parameters())
@@ -197,19 +197,19 @@ class DiffSegRefinerTrainer(SegmentationTrainer):
         if finite:
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        self._note_skips(finite)
+        self._note_skips(finite, learner, "gradient is")
         return finite
 
-    def _note_skips(self, finite: bool) -> None:
-        """Raises StageFailedError when too many steps in a row were left out."""
-        self._skipped_in_a_row = 0 if finite else self._skipped_in_a_row + 1
+    def _note_skips(self, finite: bool, learner: str, what: str) -> None:
+        """Raises StageFailedError when too many steps of one learner, in a row, were left out."""
+        in_a_row = self._skipped_in_a_row[learner] = 0 if finite else self._skipped_in_a_row[learner] + 1
         if finite:
             return
-        message = f"A gradient is not finite at iteration {self._iteration}"
+        message = f"The {learner}'s {what} not finite at iteration {self._iteration}"
         self.print_to_log_file(f"{message}: the step is skipped")
-        if self._skipped_in_a_row >= self.settings.skip_limit:
+        if in_a_row >= self.settings.skip_limit:
             raise StageFailedError(
-                f"{message}, {self._skipped_in_a_row} steps in a row by now; the last checkpoint is intact.",
+                f"{message}, {in_a_row} steps in a row by now; the last checkpoint is intact.",
                 "Lower the rate with `--initial-lr`, or look at the scans with `diffseg verify`.",
             )
 

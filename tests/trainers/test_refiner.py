@@ -180,8 +180,21 @@ def test_training_ends_where_gradients_stay_infinite(new_refiner: NewTrainer) ->
     trainer = new_refiner(skip_limit=2, precision="float32")
     with torch.no_grad():
         trainer.refiner.out.weight.fill_(torch.nan)
-    with pytest.raises(StageFailedError, match="2 steps in a row"):
+    with pytest.raises(StageFailedError, match=r"The refiner's gradient is not finite at .*, 2 steps in a row"):
         trainer.run_training()
+
+
+def test_each_learner_has_its_own_count_of_skipped_steps(new_refiner: NewTrainer) -> None:
+    """The refiner's steps, which are taken, do not hide that none of the segmentor's is."""
+    trainer = new_refiner(segmentor="alternate", skip_limit=2, precision="float32")
+    trainer.on_train_start()
+    trainer.on_train_epoch_start()
+    batch, own_loss = trainer.random_batch(), trainer.loss
+    trainer.loss = lambda *given: own_loss(*given) * torch.nan
+    trainer.train_step(batch)
+    with pytest.raises(StageFailedError, match=r"The segmentor's gradient is not finite at .*, 2 steps in a row"):
+        trainer.train_step(batch)
+    assert trainer.ema.updates == 2
 
 
 def test_2d(new_trainer: NewTrainer) -> None:

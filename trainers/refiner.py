@@ -38,6 +38,8 @@ from diffseg_nnunet.training.settings import TrainingSettings
 from .base import NOISE_STREAM, VALIDATION_NOISE_STREAM, unwrapped
 from .segmentation import SegmentationTrainer, WarmupPolyLRScheduler
 
+_CURVE_SAMPLES = 2
+"""Most masks a patch that the pseudo DSC of an epoch averages: with 8, validation would take longer than training."""
 _REFINER_DRAWS, _SEGMENTOR_DRAWS, _SAMPLING_DRAWS = range(3)
 
 
@@ -235,12 +237,21 @@ class DiffSegRefinerTrainer(SegmentationTrainer):
         )
         self._validation_index += 1
         diffusion, exclusive = self.collaboration.diffusion, not self.label_manager.has_regions
+        options = self.sampling_options()
         with self._averaged(), autocast(self.device, self._compute_dtype()):
             said = self.collaboration.says(image)
             loss = self.collaboration.refiner_loss(said, image, target, noise)
-            steps = diffusion.settings.timesteps
             refined = refine(
-                said.prior, said.features, image, self.refiner, diffusion, steps, 1, draws, exclusive=exclusive
+                said.prior,
+                said.features,
+                image,
+                self.refiner,
+                diffusion,
+                options.steps,
+                min(options.samples, _CURVE_SAMPLES),
+                draws,
+                sampler=options.sampler,
+                exclusive=exclusive,
             )
         counts = self._hard_counts(refined.probability, target)
         before = self._hard_counts(said.prior, target)
@@ -270,12 +281,15 @@ class DiffSegRefinerTrainer(SegmentationTrainer):
             dsc = np.nanmean(2 * tp / (2 * tp + fp + fn))
         self.print_to_log_file(f"pseudo DSC of the segmentor alone {dsc:.4f}")
 
+    def sampling_options(self) -> RefineOptions:
+        """How the fold's validation cases are refined, and whatever is predicted later unless it is told otherwise."""
+        return RefineOptions(seed=self.settings.seed).completed(self.settings)
+
     def predictor(self) -> nnUNetPredictor:
         pair = RefiningSegmentor(unwrapped(self.network), self.refiner)
-        settings = self.settings
-        options = RefineOptions(steps=settings.diffusion.timesteps, seed=settings.seed)
+        options, regions = self.sampling_options(), self.label_manager.has_regions
         predictor = RefiningPredictor(
-            self.collaboration.diffusion, options, self.label_manager.has_regions, device=self.device, allow_tqdm=False
+            self.collaboration.diffusion, options, regions, device=self.device, allow_tqdm=False
         )
         return predictor_of(self, predictor, pair)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,10 @@ from diffseg_nnunet.training.seeding import derived_seed
 
 @dataclass(frozen=True)
 class RefineOptions:
-    """How windows are refined.
+    """How windows are refined. What is None is as the checkpoint's settings say, by which validation refined.
 
     Attributes:
-        steps: of the reverse process; None: as many as it was trained with.
+        steps: of the reverse process.
         samples: masks drawn and averaged.
         sampler: "ddim" or "ancestral".
         threshold_bits: voxels whose prior has no more entropy than this are left as they are; None: all are refined.
@@ -38,10 +38,20 @@ class RefineOptions:
     """
 
     steps: int | None = None
-    samples: int = 1
-    sampler: BernoulliSampler = "ddim"
+    samples: int | None = None
+    sampler: BernoulliSampler | None = None
     threshold_bits: float | None = None
     seed: int = 0
+
+    def completed(self, settings: RefinementSettings) -> RefineOptions:
+        """The same, with what is None taken from the settings that a refiner was trained with."""
+        steps = settings.sampling_steps or settings.diffusion.timesteps
+        return replace(
+            self,
+            steps=steps if self.steps is None else self.steps,
+            samples=settings.samples if self.samples is None else self.samples,
+            sampler=self.sampler or settings.sampler,
+        )
 
 
 class RefiningSegmentor(nn.Module):
@@ -67,7 +77,7 @@ class RefiningPredictor(nnUNetPredictor):
 
     Args:
         diffusion: the process the refiner was trained with.
-        options: how windows are refined.
+        options: how windows are refined; complete.
         regions: whether outputs are regions, which may overlap.
 
     Attributes:
@@ -77,7 +87,6 @@ class RefiningPredictor(nnUNetPredictor):
     def __init__(self, diffusion: BernoulliDiffusion, options: RefineOptions, regions: bool, **of_nnunet: Any):
         super().__init__(**of_nnunet)
         self.diffusion, self.options, self.exclusive = diffusion, options, not regions
-        self._steps = options.steps or diffusion.settings.timesteps
         self._generator = torch.Generator(device=self.device)
         self.reset_share()
 
@@ -114,7 +123,7 @@ class RefiningPredictor(nnUNetPredictor):
                 x,
                 network.refiner,
                 self.diffusion,
-                self._steps,
+                options.steps,
                 options.samples,
                 self._generator,
                 sampler=options.sampler,
@@ -140,6 +149,7 @@ def load_refining_predictor(
     """
     contents = read_refiners(model_folder, folds, checkpoint, options)
     settings = RefinementSettings(**contents[0]["settings"])
+    options = options.completed(settings)
     plans = PlansManager(read_json_object(model_folder / "plans.json"))
     dataset_json = read_json_object(model_folder / DATASET_JSON)
     configuration = contents[0]["init_args"]["configuration"]
@@ -175,13 +185,22 @@ def read_refiners(
             for than they were trained with.
     """
     contents = [_read(model_folder / f"fold_{fold}" / checkpoint) for fold in folds]
-    kinds = [(content["refiner_architecture"], content["settings"]["diffusion"]) for content in contents]
+    settings = [RefinementSettings(**content["settings"]) for content in contents]
+    kinds = [
+        (content["refiner_architecture"], each.diffusion) for content, each in zip(contents, settings, strict=True)
+    ]
+    where = f"The refiners of the folds {', '.join(map(str, folds))} in {model_folder}"
     if any(kind != kinds[0] for kind in kinds):
         raise BadInputError(
-            f"The refiners of the folds {', '.join(map(str, folds))} in {model_folder} differ in size or time steps.",
+            f"{where} differ in size or time steps.",
             "Refine all of them with the same options, or predict with one fold.",
         )
-    _check_steps(options, RefinementSettings(**contents[0]["settings"]))
+    _check_steps(options, settings[0])
+    if len({options.completed(each) for each in settings}) > 1:
+        raise BadInputError(
+            f"{where} were validated with different samples, steps or samplers.",
+            "Give --samples, --steps and --sampler, or predict with one fold.",
+        )
     return contents
 
 

@@ -14,6 +14,7 @@ from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.pipeline.refining import REFINE
 from diffseg_nnunet.pipeline.stages import file_digest
 from diffseg_nnunet.raw_dataset import read_json_object
+from diffseg_nnunet.training.refining import RefinementSettings
 
 if TYPE_CHECKING:
     from diffseg_nnunet.pipeline.prediction import PredictionRequest
@@ -43,6 +44,12 @@ def check_refiners(project: Project, request: PredictionRequest) -> None:
         refiners = read_refiners(
             project.model_folder(REFINE, configuration), request.folds, request.checkpoint, request.refine
         )
+        options = request.refine.completed(RefinementSettings(**refiners[0]["settings"]))
+        if request.uncertainty and options.samples == 1:
+            raise BadInputError(
+                "One sample of a refiner does not tell how sure it is: --uncertainty maps the entropy of several.",
+                "Give --samples 8, or predict without --uncertainty.",
+            )
         for fold, content in zip(request.folds, refiners, strict=True):
             place, record = Path(f"fold_{fold}") / request.checkpoint, content["segmentor"]
             if record["strategy"] != request.strategy:

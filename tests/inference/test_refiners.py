@@ -47,6 +47,14 @@ def test_refiners_of_several_kinds_are_refused(tmp_path: Path) -> None:
             read_refiners(tmp_path, folds, NAME, RefineOptions())
 
 
+def test_refiners_that_were_validated_otherwise_need_to_be_told(tmp_path: Path) -> None:
+    written(tmp_path, 0)
+    written(tmp_path, 1, samples=2)
+    with pytest.raises(BadInputError, match="were validated with different samples, steps or samplers"):
+        read_refiners(tmp_path, [0, 1], NAME, RefineOptions())
+    assert len(read_refiners(tmp_path, [0, 1], NAME, RefineOptions(samples=4))) == 2
+
+
 def test_a_segmentor_is_no_refiner(tmp_path: Path) -> None:
     (tmp_path / "fold_0").mkdir()
     torch.save({"network_weights": {}}, tmp_path / "fold_0" / NAME)

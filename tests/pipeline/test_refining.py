@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.pipeline
 
 LABELS = ("lungs", "left_kidney", "right_kidney")
-QUICK = ("--iterations", 6, "--steps", 2, "--width", 8, "--seed", 7)
+QUICK = ("--iterations", 6, "--steps", 2, "--width", 8, "--samples", 2, "--seed", 7)
 REFINER = "DiffSegRefinerTrainer"
 
 
@@ -123,6 +123,7 @@ def test_what_does_not_go_together(refined: TinyProject, tmp_path: Path) -> None
     cases = {
         ("--samples", 2): "Add --refine",
         ("--refine", "--steps", 3): "was trained with 2",
+        ("--refine", "--samples", 1, "--uncertainty"): "Give --samples 8, or predict without --uncertainty",
         ("--refine", "-f", 1): "Run `diffseg refine` for fold 1 first",
         ("--refine", "--strategy", "scratch"): "is of --strategy finetune",
     }

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from diffseg_nnunet.errors import BadInputError, StageFailedError
-from diffseg_nnunet.inference.refining import RefiningPredictor
+from diffseg_nnunet.inference.refining import RefineOptions, RefiningPredictor
 from diffseg_nnunet.inference.validation import predictor_of
 from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.planners.refining import fit_refiner, refined_shape, refining_steps
@@ -62,7 +62,9 @@ def changed(before: Weights, module: torch.nn.Module) -> set[str]:
 @pytest.fixture
 def new_refiner(new_trainer: NewTrainer, segmentor: Weights) -> NewTrainer:
     def build(configuration: str = "3d_fullres", **settings: Any) -> DiffSegRefinerTrainer:
-        trainer = new_trainer(DiffSegRefinerTrainer, configuration, **{"width": 8, "batch_size": 2, **settings})
+        trainer = new_trainer(
+            DiffSegRefinerTrainer, configuration, **{"width": 8, "batch_size": 2, "samples": 1, **settings}
+        )
         trainer.initialize()
         trainer.take_segmentor(segmentor, "a checkpoint", RECORD)
         return trainer
@@ -272,6 +274,33 @@ def test_the_seed_decides_a_prediction(new_refiner: NewTrainer) -> None:
     assert not torch.equal(first, other)
 
 
+def test_validation_refines_as_predictions_will(new_refiner: NewTrainer) -> None:
+    """With the settings in the checkpoint; one of before there were any has the default ones."""
+    asked = {"samples": 3, "sampling_steps": 1, "sampler": "ancestral", "seed": 5}
+    trainer = new_refiner(**asked)
+    used = trainer.predictor().options
+    assert used == RefineOptions(steps=1, samples=3, sampler="ancestral", seed=5)
+    stored = json.loads(json.dumps(trainer.settings.to_json()))
+    settings = RefinementSettings(**stored)
+    assert RefineOptions(seed=5).completed(settings) == used
+    assert RefineOptions(steps=4, samples=1, sampler="ddim").completed(settings) == RefineOptions(4, 1, "ddim")
+    old = {name: value for name, value in stored.items() if name not in asked}
+    assert RefineOptions().completed(RefinementSettings(**old)) == RefineOptions(10, 8, "ddim")
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"samples": 0}, "0 samples are fewer than one"),
+        ({"sampling_steps": 11}, "sampling_steps 11 are not within 1..10"),
+        ({"sampler": "ddpm"}, "ddpm is none of ddim, ancestral"),
+    ],
+)
+def test_refining_that_cannot_be(setting: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RefinementSettings(**setting)
+
+
 # -- regions and ignored voxels ---------------------------------------------------------------------------------------
 
 
@@ -299,7 +328,9 @@ def test_regions_and_the_ignore_label(project: Project, mode: str, regions: bool
     plans = {**project.plans(), "continue_training": False}
     trainer = DiffSegRefinerTrainer(plans, "3d_fullres", 0, content, device=torch.device("cpu"))
     trainer.apply(
-        RefinementSettings(iterations=1, width=8, batch_size=2, segmentor=mode, diffusion={"timesteps": 2}, workers=0)
+        RefinementSettings(
+            iterations=1, width=8, batch_size=2, segmentor=mode, diffusion={"timesteps": 2}, workers=0, samples=2
+        )
     )
     trainer.initialize()
     assert trainer.refiner.architecture.classes == (2 if regions else len(values) + 1)

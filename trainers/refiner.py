@@ -7,6 +7,7 @@ not seen a case would be better still, but each fold's features are its own.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -31,7 +32,7 @@ from diffseg_nnunet.training import checkpoint as checkpoints
 from diffseg_nnunet.training import processes
 from diffseg_nnunet.training.ema import ExponentialMovingAverage
 from diffseg_nnunet.training.precision import autocast, float_format
-from diffseg_nnunet.training.refining import Collaboration, RefinementSettings, Targets
+from diffseg_nnunet.training.refining import Collaboration, RefinementSettings, Said, Targets
 from diffseg_nnunet.training.seeding import derived_seed
 from diffseg_nnunet.training.settings import TrainingSettings
 
@@ -175,6 +176,8 @@ class DiffSegRefinerTrainer(SegmentationTrainer):
         with autocast(self.device, self._compute_dtype()):
             with torch.no_grad():
                 said = self.collaboration.says(image)
+            if not self._usable(said, "refiner"):
+                return math.nan
             loss = self.collaboration.refiner_loss(said, image, target, generator)
         if self._descend(loss, "refiner", self.refiner, self.optimizer):
             self.ema.update()
@@ -183,11 +186,21 @@ class DiffSegRefinerTrainer(SegmentationTrainer):
     def _segmentor_step(self, image: Tensor, target: Any) -> float:
         generator = self._generator(NOISE_STREAM, self._iteration, _SEGMENTOR_DRAWS)
         with autocast(self.device, self._compute_dtype()):
+            said = self.collaboration.says(image)
+            if not self._usable(said, "segmentor"):
+                return math.nan
             loss = self.collaboration.segmentor_loss(
-                image, target, generator, self.loss, self.settings.segmentor_weight
+                said, image, target, generator, self.loss, self.settings.segmentor_weight
             )
         self._descend(loss, "segmentor", self.network, self.segmentor_optimizer)
         return loss.item()
+
+    def _usable(self, said: Said, learner: str) -> bool:
+        """Whether masks can be drawn from what every process's segmentor says; else the step is left out by all."""
+        finite = processes.all_agree(said.finite, self.device)
+        if not finite:
+            self._note_skips(False, learner, "prior is")
+        return finite
 
     def _descend(self, loss: Tensor, learner: str, module: nn.Module, optimizer: torch.optim.Optimizer) -> bool:
         """One step of one optimiser, left out where the gradient is not finite; whether it was taken."""
@@ -240,6 +253,8 @@ class DiffSegRefinerTrainer(SegmentationTrainer):
         options = self.sampling_options()
         with self._averaged(), autocast(self.device, self._compute_dtype()):
             said = self.collaboration.says(image)
+            if not said.finite:
+                return self._validated(math.nan, said.prior, said.prior, target)
             loss = self.collaboration.refiner_loss(said, image, target, noise)
             refined = refine(
                 said.prior,
@@ -253,14 +268,17 @@ class DiffSegRefinerTrainer(SegmentationTrainer):
                 sampler=options.sampler,
                 exclusive=exclusive,
             )
-        counts = self._hard_counts(refined.probability, target)
-        before = self._hard_counts(said.prior, target)
-        names = ("tp", "fp", "fn")
-        return {
-            "loss": loss.cpu().numpy(),
-            **{f"{name}_hard": count for name, count in zip(names, counts, strict=True)},
-            **{f"{name}_prior": count for name, count in zip(names, before, strict=True)},
+        return self._validated(loss.item(), refined.probability, said.prior, target)
+
+    def _validated(self, loss: float, refined: Tensor, prior: Tensor, target: Any) -> dict:
+        """What nnU-Net adds up over the batches of a validation, with the counts of the prior beside it."""
+        counts = {"hard": self._hard_counts(refined, target), "prior": self._hard_counts(prior, target)}
+        named = {
+            f"{name}_{of}": count
+            for of, three in counts.items()
+            for name, count in zip(("tp", "fp", "fn"), three, strict=True)
         }
+        return {"loss": np.float32(loss), **named}
 
     def _hard_counts(self, probability: Tensor, target: Any) -> list[np.ndarray]:
         """True positives, false positives and false negatives of each class but the background, as nnU-Net's."""

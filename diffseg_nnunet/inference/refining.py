@@ -73,7 +73,8 @@ class RefiningPredictor(nnUNetPredictor):
     """nnU-Net's predictor of a :class:`RefiningSegmentor`.
 
     The prior of a window is the mean over its mirrored copies, as nnU-Net makes it; it is refined once, with the
-    features of the window itself. Weighting, folds and export stay nnU-Net's.
+    features of the window itself. Weighting, folds and export stay nnU-Net's. An image whose prior is not finite raises
+    BadInputError.
 
     Args:
         diffusion: the process the refiner was trained with.
@@ -101,12 +102,23 @@ class RefiningPredictor(nnUNetPredictor):
     def _internal_predict_sliding_window_return_logits(self, *args: Any, **kwargs: Any) -> Tensor:
         # here, since nnU-Net begins a case anew on the CPU where the GPU's memory runs out
         self._generator.manual_seed(derived_seed(self.options.seed))
-        return super()._internal_predict_sliding_window_return_logits(*args, **kwargs)
+        self._unusable = 0
+        logits = super()._internal_predict_sliding_window_return_logits(*args, **kwargs)
+        if self._unusable:
+            raise BadInputError(
+                f"The segmentor's probabilities are not finite in {self._unusable} window(s): nothing to refine.",
+                "Look at the scan with `diffseg verify`, or predict without --refine.",
+            )
+        return logits
 
     @torch.inference_mode()
     def _internal_maybe_mirror_and_predict(self, x: Tensor) -> Tensor:
         logits = super()._internal_maybe_mirror_and_predict(x)
         prior = logits.float().softmax(1) if self.exclusive else logits.float().sigmoid()
+        if not prior.isfinite().all():
+            # told when all windows are done: nnU-Net's thread that fetches them would wait for ever, with the image
+            self._unusable += 1
+            return torch.zeros_like(logits)
         where = uncertain_voxels(prior, self.exclusive, self.options.threshold_bits)
         self.seen_voxels += where.numel()
         if not where.any():

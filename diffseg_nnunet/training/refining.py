@@ -85,6 +85,11 @@ class Said(NamedTuple):
     prior: Tensor
     features: list[Tensor]
 
+    @property
+    def finite(self) -> bool:
+        """Whether masks can be drawn from the prior."""
+        return bool(self.prior.isfinite().all())
+
 
 @dataclass(frozen=True)
 class Targets:
@@ -143,6 +148,7 @@ class Collaboration:
 
     def segmentor_loss(
         self,
+        said: Said,
         image: Tensor,
         target: Tensor | list[Tensor],
         generator: torch.Generator,
@@ -150,8 +156,7 @@ class Collaboration:
         weight: float,
     ) -> Tensor:
         """Second half-step: the segmentor's own loss plus ``weight`` · the diffusion loss through prior and features;
-        gradients for the segmentor alone."""
-        said = self.says(image)
+        gradients for the segmentor alone, by what it has said."""
         clean, valid = self.targets.masks(target)
         return own_loss(said.outputs, target) + segmentor_loss(
             self.refiner, self.diffusion, clean, said.prior, said.features, image, generator, valid, weight

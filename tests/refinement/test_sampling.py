@@ -158,6 +158,19 @@ def test_the_network_is_told_the_time_steps_it_was_trained_with() -> None:
     assert told == [9, 7, 5, 3, 1]
 
 
+def test_nothing_is_drawn_from_what_is_not_finite() -> None:
+    prior = softmax_prior((1, 2, 3, 3))
+    generator = seeded()
+    before = generator.get_state()
+    broken = prior.clone()
+    broken[0, :, 1, 1] = torch.nan
+    with pytest.raises(ValueError, match="the prior is not finite in 1 voxels"):
+        refined(broken, estimating(prior), generator=generator)
+    assert torch.equal(generator.get_state(), before)
+    with pytest.raises(ValueError, match="the refiner's estimate is not finite in 9 voxels"):
+        refined(prior, lambda noisy, *_: torch.full_like(noisy, torch.nan))
+
+
 def test_entropy_in_bits() -> None:
     even, certain = torch.full((1, 4, 2, 2), 0.25), torch.eye(4)[:1].reshape(1, 4, 1, 1).expand(1, 4, 2, 2)
     assert torch.equal(entropy_bits(even, exclusive=True), torch.full((1, 1, 2, 2), 2.0))

@@ -199,6 +199,40 @@ def test_each_learner_has_its_own_count_of_skipped_steps(new_refiner: NewTrainer
     assert trainer.ema.updates == 2
 
 
+@pytest.mark.parametrize("mode", ["frozen", "alternate"])
+def test_a_prior_that_is_not_finite_skips_the_step(new_refiner: NewTrainer, mode: str) -> None:
+    trainer = new_refiner(segmentor=mode, skip_limit=2, precision="float32", diffusion={"timesteps": 2})
+    trainer.on_train_start()
+    trainer.on_train_epoch_start()
+    good, bad = (trainer.random_batch() for _ in range(2))
+    bad["data"][0] = torch.nan
+    before = learnt(trainer)
+    assert all(np.isnan(loss) for loss in trainer.train_step(bad).values())
+    assert all(torch.equal(tensor, before[key]) for key, tensor in learnt(trainer).items())
+    assert all(np.isfinite(loss) for loss in trainer.train_step(good).values())
+    trainer.train_step(bad)
+    with pytest.raises(StageFailedError, match=r"The refiner's prior is not finite at .*, 2 steps in a row"):
+        trainer.train_step(bad)
+    trainer.on_validation_epoch_start()
+    with torch.no_grad():
+        outcome = trainer.validation_step(bad)
+    assert np.isnan(outcome["loss"])
+    assert np.isfinite(outcome["tp_hard"]).all()
+
+
+def test_an_image_whose_prior_is_not_finite_is_told_and_others_are_refined(new_refiner: NewTrainer) -> None:
+    trainer = taught(new_refiner(diffusion={"timesteps": 2}))
+    trainer.build_loaders()
+    trainer.set_deep_supervision_enabled(False)
+    predictor = trainer.predictor()
+    image = torch.randn(1, 26, 30, 40, generator=torch.Generator().manual_seed(0))
+    for threshold in (None, 0.5):
+        predictor.options = replace(predictor.options, threshold_bits=threshold)
+        with pytest.raises(BadInputError, match=r"not finite in \d+ window\(s\): .* Look at the scan with"):
+            predictor.predict_sliding_window_return_logits(torch.full_like(image, torch.nan))
+        assert predictor.predict_sliding_window_return_logits(image).isfinite().all()
+
+
 def test_2d(new_trainer: NewTrainer) -> None:
     trainer = new_trainer(DiffSegRefinerTrainer, "2d", width=8, batch_size=2, iterations=1)
     trainer.initialize()

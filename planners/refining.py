@@ -89,7 +89,9 @@ def refining_steps(
         image, target = batch
         with autocast_of(dtype):
             own_loss, weight = training_loss(shape), settings.segmentor_weight
-            return together.segmentor_loss(image, target, torch.Generator(), own_loss, weight), None
+            return together.segmentor_loss(
+                together.says(image), image, target, torch.Generator(), own_loss, weight
+            ), None
 
     modules = [refiner, segmentor]
     idle = _state(theirs) if learns_too else []

@@ -7,6 +7,7 @@ not seen a case would be better still, but each fold's features are its own.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -31,13 +32,15 @@ from diffseg_nnunet.training import checkpoint as checkpoints
 from diffseg_nnunet.training import processes
 from diffseg_nnunet.training.ema import ExponentialMovingAverage
 from diffseg_nnunet.training.precision import autocast, float_format
-from diffseg_nnunet.training.refining import Collaboration, RefinementSettings, Targets
+from diffseg_nnunet.training.refining import Collaboration, RefinementSettings, Said, Targets
 from diffseg_nnunet.training.seeding import derived_seed
 from diffseg_nnunet.training.settings import TrainingSettings
 
 from .base import NOISE_STREAM, VALIDATION_NOISE_STREAM, unwrapped
 from .segmentation import SegmentationTrainer, WarmupPolyLRScheduler
 
+_CURVE_SAMPLES = 2
+"""Most masks a patch that the pseudo DSC of an epoch averages: with 8, validation would take longer than training."""
 _REFINER_DRAWS, _SEGMENTOR_DRAWS, _SAMPLING_DRAWS = range(3)
 
 
@@ -58,7 +61,7 @@ class DiffSegRefinerTrainer(SegmentationTrainer):
         super().apply(settings)
         self.enable_deep_supervision = self.learns_too
         self.segmentor_record: dict[str, str] = {}
-        self._skipped_in_a_row = 0
+        self._skipped_in_a_row = {"refiner": 0, "segmentor": 0}
 
     @property
     def learns_too(self) -> bool:
@@ -173,21 +176,33 @@ class DiffSegRefinerTrainer(SegmentationTrainer):
         with autocast(self.device, self._compute_dtype()):
             with torch.no_grad():
                 said = self.collaboration.says(image)
+            if not self._usable(said, "refiner"):
+                return math.nan
             loss = self.collaboration.refiner_loss(said, image, target, generator)
-        if self._descend(loss, self.refiner, self.optimizer):
+        if self._descend(loss, "refiner", self.refiner, self.optimizer):
             self.ema.update()
         return loss.item()
 
     def _segmentor_step(self, image: Tensor, target: Any) -> float:
         generator = self._generator(NOISE_STREAM, self._iteration, _SEGMENTOR_DRAWS)
         with autocast(self.device, self._compute_dtype()):
+            said = self.collaboration.says(image)
+            if not self._usable(said, "segmentor"):
+                return math.nan
             loss = self.collaboration.segmentor_loss(
-                image, target, generator, self.loss, self.settings.segmentor_weight
+                said, image, target, generator, self.loss, self.settings.segmentor_weight
             )
-        self._descend(loss, self.network, self.segmentor_optimizer)
+        self._descend(loss, "segmentor", self.network, self.segmentor_optimizer)
         return loss.item()
 
-    def _descend(self, loss: Tensor, module: nn.Module, optimizer: torch.optim.Optimizer) -> bool:
+    def _usable(self, said: Said, learner: str) -> bool:
+        """Whether masks can be drawn from what every process's segmentor says; else the step is left out by all."""
+        finite = processes.all_agree(said.finite, self.device)
+        if not finite:
+            self._note_skips(False, learner, "prior is")
+        return finite
+
+    def _descend(self, loss: Tensor, learner: str, module: nn.Module, optimizer: torch.optim.Optimizer) -> bool:
         """One step of one optimiser, left out where the gradient is not finite; whether it was taken."""
         loss.backward()
         parameters = list(module.parameters())
@@ -197,19 +212,19 @@ class DiffSegRefinerTrainer(SegmentationTrainer):
         if finite:
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        self._note_skips(finite)
+        self._note_skips(finite, learner, "gradient is")
         return finite
 
-    def _note_skips(self, finite: bool) -> None:
-        """Raises StageFailedError when too many steps in a row were left out."""
-        self._skipped_in_a_row = 0 if finite else self._skipped_in_a_row + 1
+    def _note_skips(self, finite: bool, learner: str, what: str) -> None:
+        """Raises StageFailedError when too many steps of one learner, in a row, were left out."""
+        in_a_row = self._skipped_in_a_row[learner] = 0 if finite else self._skipped_in_a_row[learner] + 1
         if finite:
             return
-        message = f"A gradient is not finite at iteration {self._iteration}"
+        message = f"The {learner}'s {what} not finite at iteration {self._iteration}"
         self.print_to_log_file(f"{message}: the step is skipped")
-        if self._skipped_in_a_row >= self.settings.skip_limit:
+        if in_a_row >= self.settings.skip_limit:
             raise StageFailedError(
-                f"{message}, {self._skipped_in_a_row} steps in a row by now; the last checkpoint is intact.",
+                f"{message}, {in_a_row} steps in a row by now; the last checkpoint is intact.",
                 "Lower the rate with `--initial-lr`, or look at the scans with `diffseg verify`.",
             )
 
@@ -235,21 +250,35 @@ class DiffSegRefinerTrainer(SegmentationTrainer):
         )
         self._validation_index += 1
         diffusion, exclusive = self.collaboration.diffusion, not self.label_manager.has_regions
+        options = self.sampling_options()
         with self._averaged(), autocast(self.device, self._compute_dtype()):
             said = self.collaboration.says(image)
+            if not said.finite:
+                return self._validated(math.nan, said.prior, said.prior, target)
             loss = self.collaboration.refiner_loss(said, image, target, noise)
-            steps = diffusion.settings.timesteps
             refined = refine(
-                said.prior, said.features, image, self.refiner, diffusion, steps, 1, draws, exclusive=exclusive
+                said.prior,
+                said.features,
+                image,
+                self.refiner,
+                diffusion,
+                options.steps,
+                min(options.samples, _CURVE_SAMPLES),
+                draws,
+                sampler=options.sampler,
+                exclusive=exclusive,
             )
-        counts = self._hard_counts(refined.probability, target)
-        before = self._hard_counts(said.prior, target)
-        names = ("tp", "fp", "fn")
-        return {
-            "loss": loss.cpu().numpy(),
-            **{f"{name}_hard": count for name, count in zip(names, counts, strict=True)},
-            **{f"{name}_prior": count for name, count in zip(names, before, strict=True)},
+        return self._validated(loss.item(), refined.probability, said.prior, target)
+
+    def _validated(self, loss: float, refined: Tensor, prior: Tensor, target: Any) -> dict:
+        """What nnU-Net adds up over the batches of a validation, with the counts of the prior beside it."""
+        counts = {"hard": self._hard_counts(refined, target), "prior": self._hard_counts(prior, target)}
+        named = {
+            f"{name}_{of}": count
+            for of, three in counts.items()
+            for name, count in zip(("tp", "fp", "fn"), three, strict=True)
         }
+        return {"loss": np.float32(loss), **named}
 
     def _hard_counts(self, probability: Tensor, target: Any) -> list[np.ndarray]:
         """True positives, false positives and false negatives of each class but the background, as nnU-Net's."""
@@ -270,12 +299,15 @@ class DiffSegRefinerTrainer(SegmentationTrainer):
             dsc = np.nanmean(2 * tp / (2 * tp + fp + fn))
         self.print_to_log_file(f"pseudo DSC of the segmentor alone {dsc:.4f}")
 
+    def sampling_options(self) -> RefineOptions:
+        """How the fold's validation cases are refined, and whatever is predicted later unless it is told otherwise."""
+        return RefineOptions(seed=self.settings.seed).completed(self.settings)
+
     def predictor(self) -> nnUNetPredictor:
         pair = RefiningSegmentor(unwrapped(self.network), self.refiner)
-        settings = self.settings
-        options = RefineOptions(steps=settings.diffusion.timesteps, seed=settings.seed)
+        options, regions = self.sampling_options(), self.label_manager.has_regions
         predictor = RefiningPredictor(
-            self.collaboration.diffusion, options, self.label_manager.has_regions, device=self.device, allow_tqdm=False
+            self.collaboration.diffusion, options, regions, device=self.device, allow_tqdm=False
         )
         return predictor_of(self, predictor, pair)
 

@@ -35,12 +35,22 @@ def predict(
     refine: Annotated[
         bool, typer.Option("--refine", help="Refine with the folds' refiners (`diffseg refine`).")
     ] = False,
-    samples: Annotated[int, typer.Option(min=1, help="With --refine: masks drawn and averaged.")] = 1,
+    samples: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="With --refine: masks drawn and averaged; else as in the validation.", show_default=False
+        ),
+    ] = None,
     steps: Annotated[
         int | None,
-        typer.Option(min=1, help="With --refine: steps of the reverse process; else as trained.", show_default=False),
+        typer.Option(
+            min=1, help="With --refine: steps of the reverse process; else as in the validation.", show_default=False
+        ),
     ] = None,
-    sampler: Annotated[str, typer.Option(help="With --refine: ddim or ancestral.")] = "ddim",
+    sampler: Annotated[
+        str | None,
+        typer.Option(help="With --refine: ddim or ancestral; else as in the validation.", show_default=False),
+    ] = None,
     refine_threshold: Annotated[
         float | None,
         typer.Option(
@@ -60,7 +70,8 @@ def predict(
         from diffseg_nnunet.inference.refining import RefineOptions
 
         check_choice("--strategy", strategy, STRATEGIES)
-        check_choice("--sampler", sampler, ("ddim", "ancestral"))
+        if sampler is not None:
+            check_choice("--sampler", sampler, ("ddim", "ancestral"))
         options = RefineOptions(steps, samples, sampler, refine_threshold, seed)
         if not refine and options != RefineOptions():
             raise BadInputError(

@@ -32,6 +32,14 @@ def refine(
     ] = None,
     steps: Annotated[int, typer.Option(min=2, help="T: time steps of the diffusion.")] = 10,
     schedule: Annotated[str, typer.Option(help="Noise: cosine, linear_beta or linear_alpha_bar.")] = "cosine",
+    samples: Annotated[
+        int, typer.Option(min=1, help="Masks drawn and averaged in the validation, and by default in predictions.")
+    ] = 8,
+    sampling_steps: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of the reverse process there; else T.", show_default=False),
+    ] = None,
+    sampler: Annotated[str, typer.Option(help="Of these steps: ddim or ancestral.")] = "ddim",
     checkpoint: Annotated[
         Path | None,
         typer.Option(help="Another segmentor of this plan and fold, e.g. stock nnU-Net's.", show_default=False),
@@ -48,11 +56,17 @@ def refine(
     """Train a Bernoulli-diffusion refiner (HiDiff) on a finished fold, and score its validation cases. Resumes."""
     with open_project(workspace, dataset_id, several=True) as project:
         from diffseg_nnunet.cli.arguments import STRATEGIES, check_choice, given, parse_fold
-        from diffseg_nnunet.errors import EXIT_BAD_INPUT
+        from diffseg_nnunet.errors import EXIT_BAD_INPUT, BadInputError
 
         check_choice("--strategy", strategy, STRATEGIES)
         check_choice("--segmentor", segmentor, ("frozen", "alternate"))
         check_choice("--schedule", schedule, ("cosine", "linear_beta", "linear_alpha_bar"))
+        check_choice("--sampler", sampler, ("ddim", "ancestral"))
+        if sampling_steps is not None and sampling_steps > steps:
+            raise BadInputError(
+                f"--sampling-steps {sampling_steps} are more than the {steps} time steps of the training.",
+                f"Give --sampling-steps 1 to {steps}.",
+            )
         check_choice("--precision", precision, ("auto", "float32", "bfloat16"))
         chosen = parse_fold(fold)
         from diffseg_nnunet.pipeline.evaluating import evaluate_validation
@@ -75,6 +89,9 @@ def refine(
                 segmentor_weight=segmentor_weight,
                 binary=binary,
                 diffusion={"timesteps": steps, "schedule": schedule},
+                samples=samples,
+                sampling_steps=sampling_steps,
+                sampler=sampler,
                 seed=seed,
                 initial_lr=initial_lr,
                 precision=precision,

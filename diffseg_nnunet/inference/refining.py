@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,10 @@ from diffseg_nnunet.training.seeding import derived_seed
 
 @dataclass(frozen=True)
 class RefineOptions:
-    """How windows are refined.
+    """How windows are refined. What is None is as the checkpoint's settings say, by which validation refined.
 
     Attributes:
-        steps: of the reverse process; None: as many as it was trained with.
+        steps: of the reverse process.
         samples: masks drawn and averaged.
         sampler: "ddim" or "ancestral".
         threshold_bits: voxels whose prior has no more entropy than this are left as they are; None: all are refined.
@@ -38,10 +38,20 @@ class RefineOptions:
     """
 
     steps: int | None = None
-    samples: int = 1
-    sampler: BernoulliSampler = "ddim"
+    samples: int | None = None
+    sampler: BernoulliSampler | None = None
     threshold_bits: float | None = None
     seed: int = 0
+
+    def completed(self, settings: RefinementSettings) -> RefineOptions:
+        """The same, with what is None taken from the settings that a refiner was trained with."""
+        steps = settings.sampling_steps or settings.diffusion.timesteps
+        return replace(
+            self,
+            steps=steps if self.steps is None else self.steps,
+            samples=settings.samples if self.samples is None else self.samples,
+            sampler=self.sampler or settings.sampler,
+        )
 
 
 class RefiningSegmentor(nn.Module):
@@ -63,11 +73,12 @@ class RefiningPredictor(nnUNetPredictor):
     """nnU-Net's predictor of a :class:`RefiningSegmentor`.
 
     The prior of a window is the mean over its mirrored copies, as nnU-Net makes it; it is refined once, with the
-    features of the window itself. Weighting, folds and export stay nnU-Net's.
+    features of the window itself. Weighting, folds and export stay nnU-Net's. An image whose prior is not finite raises
+    BadInputError.
 
     Args:
         diffusion: the process the refiner was trained with.
-        options: how windows are refined.
+        options: how windows are refined; complete.
         regions: whether outputs are regions, which may overlap.
 
     Attributes:
@@ -77,7 +88,6 @@ class RefiningPredictor(nnUNetPredictor):
     def __init__(self, diffusion: BernoulliDiffusion, options: RefineOptions, regions: bool, **of_nnunet: Any):
         super().__init__(**of_nnunet)
         self.diffusion, self.options, self.exclusive = diffusion, options, not regions
-        self._steps = options.steps or diffusion.settings.timesteps
         self._generator = torch.Generator(device=self.device)
         self.reset_share()
 
@@ -92,12 +102,23 @@ class RefiningPredictor(nnUNetPredictor):
     def _internal_predict_sliding_window_return_logits(self, *args: Any, **kwargs: Any) -> Tensor:
         # here, since nnU-Net begins a case anew on the CPU where the GPU's memory runs out
         self._generator.manual_seed(derived_seed(self.options.seed))
-        return super()._internal_predict_sliding_window_return_logits(*args, **kwargs)
+        self._unusable = 0
+        logits = super()._internal_predict_sliding_window_return_logits(*args, **kwargs)
+        if self._unusable:
+            raise BadInputError(
+                f"The segmentor's probabilities are not finite in {self._unusable} window(s): nothing to refine.",
+                "Look at the scan with `diffseg verify`, or predict without --refine.",
+            )
+        return logits
 
     @torch.inference_mode()
     def _internal_maybe_mirror_and_predict(self, x: Tensor) -> Tensor:
         logits = super()._internal_maybe_mirror_and_predict(x)
         prior = logits.float().softmax(1) if self.exclusive else logits.float().sigmoid()
+        if not prior.isfinite().all():
+            # told when all windows are done: nnU-Net's thread that fetches them would wait for ever, with the image
+            self._unusable += 1
+            return torch.zeros_like(logits)
         where = uncertain_voxels(prior, self.exclusive, self.options.threshold_bits)
         self.seen_voxels += where.numel()
         if not where.any():
@@ -114,7 +135,7 @@ class RefiningPredictor(nnUNetPredictor):
                 x,
                 network.refiner,
                 self.diffusion,
-                self._steps,
+                options.steps,
                 options.samples,
                 self._generator,
                 sampler=options.sampler,
@@ -136,23 +157,16 @@ def load_refining_predictor(
     """A predictor with the refined folds of a model folder; nothing in their checkpoints is executed.
 
     Raises:
-        BadInputError: a checkpoint is none of a refiner, the folds' refiners differ in kind, or more steps are asked
-            for than they were trained with.
+        BadInputError: as :func:`read_refiners`.
     """
-    contents = [_read(model_folder / f"fold_{fold}" / checkpoint) for fold in folds]
-    kinds = [(content["refiner_architecture"], content["settings"]["diffusion"]) for content in contents]
-    if any(kind != kinds[0] for kind in kinds):
-        raise BadInputError(
-            f"The refiners of the folds {', '.join(map(str, folds))} in {model_folder} differ in size or time steps.",
-            "Refine all of them with the same options, or predict with one fold.",
-        )
+    contents = read_refiners(model_folder, folds, checkpoint, options)
     settings = RefinementSettings(**contents[0]["settings"])
-    _check_steps(options, settings)
+    options = options.completed(settings)
     plans = PlansManager(read_json_object(model_folder / "plans.json"))
     dataset_json = read_json_object(model_folder / DATASET_JSON)
     configuration = contents[0]["init_args"]["configuration"]
     segmentor = registry.load("trainers", "refine").planned_segmentor(plans.plans, configuration, dataset_json)
-    refiner = Refiner(RefinerArchitecture(**kinds[0][0]), settings.diffusion.prior_margin)
+    refiner = Refiner(RefinerArchitecture(**contents[0]["refiner_architecture"]), settings.diffusion.prior_margin)
     predictor = RefiningPredictor(
         BernoulliDiffusion(settings.diffusion),
         options,
@@ -173,9 +187,33 @@ def load_refining_predictor(
     return predictor
 
 
-def segmentor_record(path: Path) -> dict[str, str]:
-    """Of a refiner's checkpoint: "strategy", "sha256" and "checkpoint" of the segmentor it started from."""
-    return _read(path)["segmentor"]
+def read_refiners(
+    model_folder: Path, folds: Sequence[int | str], checkpoint: str, options: RefineOptions
+) -> list[Mapping[str, Any]]:
+    """The checkpoints of refined folds that predict together, in their order; nothing in them is executed.
+
+    Raises:
+        BadInputError: a checkpoint is none of a refiner, the folds' refiners differ in kind, or more steps are asked
+            for than they were trained with.
+    """
+    contents = [_read(model_folder / f"fold_{fold}" / checkpoint) for fold in folds]
+    settings = [RefinementSettings(**content["settings"]) for content in contents]
+    kinds = [
+        (content["refiner_architecture"], each.diffusion) for content, each in zip(contents, settings, strict=True)
+    ]
+    where = f"The refiners of the folds {', '.join(map(str, folds))} in {model_folder}"
+    if any(kind != kinds[0] for kind in kinds):
+        raise BadInputError(
+            f"{where} differ in size or time steps.",
+            "Refine all of them with the same options, or predict with one fold.",
+        )
+    _check_steps(options, settings[0])
+    if len({options.completed(each) for each in settings}) > 1:
+        raise BadInputError(
+            f"{where} were validated with different samples, steps or samplers.",
+            "Give --samples, --steps and --sampler, or predict with one fold.",
+        )
+    return contents
 
 
 def _read(path: Path) -> Mapping[str, Any]:

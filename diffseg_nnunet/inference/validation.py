@@ -15,6 +15,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
 
 from diffseg_nnunet.atomic import remove_leftovers
+from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.inference.export import export_case, export_for_next_stage, is_exported
 from diffseg_nnunet.training import processes
 
@@ -29,6 +30,9 @@ def validate_fold(trainer: Any, save_probabilities: bool) -> dict:
 
     Returns:
         nnU-Net's summary.
+
+    Raises:
+        BadInputError: a case cannot be predicted; the message names it.
     """
     folder = trainer.results_folder / "validation"
     folder.mkdir(parents=True, exist_ok=True)
@@ -42,7 +46,10 @@ def validate_fold(trainer: Any, save_probabilities: bool) -> dict:
     own = sorted(cases)[trainer.rank :: trainer.processes]
     for number, case in enumerate(own, start=1):
         if not _is_done(trainer, folder, case, save_probabilities):
-            _predict_case(trainer, predictor, folder, case, save_probabilities)
+            try:
+                _predict_case(trainer, predictor, folder, case, save_probabilities)
+            except BadInputError as error:
+                raise BadInputError(f"{case}: {error.message}", error.mend) from error
         trainer.report_epoch(f"validation case {number}/{len(own)}: {case}")
     compute_gaussian.cache_clear()
     trainer.set_deep_supervision_enabled(True)

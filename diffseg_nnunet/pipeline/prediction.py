@@ -8,15 +8,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from diffseg_nnunet import registry
 from diffseg_nnunet.atomic import full_disk_named, write_json
 from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.inference.export import is_exported, partial_folder, publish
 from diffseg_nnunet.inference.merging import merge_files_of_labels
-from diffseg_nnunet.inference.predictor import FailedCase, load_predictor, predict_cases, require_trained
-from diffseg_nnunet.inference.refining import RefineOptions, load_refining_predictor, segmentor_record
-from diffseg_nnunet.inference.uncertainty import READER, UNCERTAINTY_FOLDER, Measure, disagreement, entropy
+from diffseg_nnunet.inference.predictor import FailedCase, load_predictor, predict_cases
+from diffseg_nnunet.inference.refining import RefineOptions, load_refining_predictor
+from diffseg_nnunet.inference.uncertainty import UNCERTAINTY_FOLDER, Measure, disagreement, entropy
 from diffseg_nnunet.pipeline.device import prepare_device
+from diffseg_nnunet.pipeline.prediction_checks import check_refiners, require_measure, require_models
 from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.pipeline.records import image_stamps, read_record
 from diffseg_nnunet.pipeline.refining import REFINE
@@ -115,19 +115,19 @@ def predict(
         The cases that were set aside; all others are done.
 
     Raises:
-        BadInputError: a model is not trained, `source` has no images, it is the same folder as `output`, or there are
-            no votes to tell the uncertainty by.
+        BadInputError: a model is not trained, the refiners do not go together or with the request, `source` has no
+            images, it is the same folder as `output`, or there are no votes to tell the uncertainty by; what is in
+            `output` is left as it is.
     """
     if request.postprocessing is not None:
         _refuse_foreign_pickle(project, request.postprocessing)
     device = prepare_device(device_name)
     models = [project.model_folder(request.trainer, configuration) for configuration in request.configurations]
-    for model in models:
-        require_trained(model, request.folds, request.checkpoint, "train" if request.refine is None else REFINE)
+    require_models(project, request)
     if request.refine is not None:
-        _check_refiners(project, request)
+        check_refiners(project, request)
     if request.uncertainty:
-        _require_measure(request, models[0])
+        require_measure(request, models[0])
     dataset_json = read_json_object(models[0] / DATASET_JSON)
     ending = dataset_json["file_ending"]
     cases, failed = input_cases(source, ending, len(dataset_json["channel_names"]))
@@ -177,42 +177,6 @@ def _model(project: Project, request: PredictionRequest) -> dict[str, Any]:
         "refine": None if request.refine is None else asdict(request.refine),
         "refined_structures": None if request.refined_structures is None else list(request.refined_structures),
     }
-
-
-def _check_refiners(project: Project, request: PredictionRequest) -> None:
-    """Raises BadInputError if a refiner belongs to the segmentor of another strategy; warns of one that has changed."""
-    for configuration in request.configurations:
-        for fold in request.folds:
-            place = Path(f"fold_{fold}") / request.checkpoint
-            record = segmentor_record(project.model_folder(REFINE, configuration) / place)
-            if record["strategy"] != request.strategy:
-                raise BadInputError(
-                    f"The refiner of {configuration}, fold {fold}, is of --strategy {record['strategy']}.",
-                    f"Give that, or run `diffseg refine {project.id} -c {configuration} -f {fold} --strategy "
-                    f"{request.strategy}`.",
-                )
-            now = project.model_folder(request.strategy, configuration) / place
-            if now.is_file() and file_digest(now) != record["sha256"]:
-                project.reporter.warn(
-                    f"the refiner of {configuration}, fold {fold}, has another segmentor than {now}, and predicts with "
-                    "its own"
-                )
-
-
-def _require_measure(request: PredictionRequest, model: Path) -> None:
-    """Raises BadInputError if the request's model has no measure of uncertainty, or the map would lose its place."""
-    votes = registry.load("trainers", request.strategy).votes
-    if (request.refine is None and not votes) or len(request.configurations) > 1 or request.refined_structures:
-        raise BadInputError(
-            "--uncertainty tells how much the voters of one pixel ensemble disagree, or how sure one refiner is.",
-            "Give --strategy pixel-ensemble or --refine, and one configuration.",
-        )
-    reader = read_json_object(model / "plans.json")["image_reader_writer"]
-    if reader != READER:
-        raise BadInputError(
-            f"Uncertainty maps are written for images that nnU-Net reads with {READER}; here it is {reader}.",
-            "Predict without --uncertainty.",
-        )
 
 
 def _discard(output: Path, outdated: Sequence[Case], file_ending: str) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
+from diffseg_nnunet.evaluation.comparison import holm, signed_rank_test
 from diffseg_nnunet.evaluation.folders import Evaluation
 from diffseg_nnunet.evaluation.statistics import ALL_STRUCTURES, mean_with_interval
 from diffseg_nnunet.pipeline.evaluating import evaluate_validation
@@ -14,6 +16,10 @@ from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.pipeline.refining import REFINE
 from diffseg_nnunet.pipeline.starting import FINAL, Fold
 from diffseg_nnunet.training.checkpoint import file_digest
+
+_LEVEL = 0.05
+_TEST = "Wilcoxon signed-rank, Holm over structures"
+_DECIMALS = 9  # equal scores may differ in the last bit
 
 
 @dataclass(frozen=True)
@@ -26,6 +32,9 @@ class Comparison:
         gain: mean of the paired differences.
         gain_low, gain_high: its 95 % interval (bootstrap over cases); None with fewer than two cases.
         cases: how many.
+        p: of the two-sided Wilcoxon signed-rank test, never below what the exact one can reach with as many differences
+            that are not zero; None without any case.
+        p_holm: corrected over the structures; p itself for the mean over structures, which is one test of its own.
     """
 
     structure: str
@@ -35,16 +44,22 @@ class Comparison:
     gain_low: float | None
     gain_high: float | None
     cases: int
+    p: float | None
+    p_holm: float | None
 
     @property
     def helps(self) -> bool:
-        """Whether the whole interval of the gain is above 0: with few cases a mean alone is above it by chance."""
-        return self.gain_low is not None and self.gain_low > 0
+        """Whether DSC gains beyond chance, p_holm below 0.05."""
+        return self.gain > 0 and self.p_holm is not None and self.p_holm < _LEVEL
 
     def __str__(self) -> str:
         interval = "" if self.gain_low is None else f" [{self.gain_low:+.4f}, {self.gain_high:+.4f}]"
+        chance = "" if self.p_holm is None else f", p {self.p_holm:.2g}"
         kept = "refined" if self.helps else "left as it is"
-        return f"{self.structure}: DSC {self.before:.4f}, refined {self.after:.4f}, {self.gain:+.4f}{interval}: {kept}"
+        return (
+            f"{self.structure}: DSC {self.before:.4f}, refined {self.after:.4f}, {self.gain:+.4f}{interval}{chance}: "
+            f"{kept}"
+        )
 
 
 @dataclass(frozen=True)
@@ -82,15 +97,49 @@ def compare(before: Sequence[Evaluation], after: Sequence[Evaluation]) -> tuple[
 
     plain, refined = scores(before), scores(after)
     names = [name for name in plain if name != ALL_STRUCTURES and name in refined]
-    return tuple(_comparison(name, plain[name], refined[name]) for name in (*names, ALL_STRUCTURES))
+    *structures, overall = (_comparison(name, plain[name], refined[name]) for name in (*names, ALL_STRUCTURES))
+    tested = [index for index, each in enumerate(structures) if each.p is not None]
+    for index, p in zip(tested, holm([structures[index].p for index in tested]), strict=True):
+        structures[index] = replace(structures[index], p_holm=float(p))
+    return (*structures, replace(overall, p_holm=overall.p))
 
 
 def _comparison(structure: str, before: dict[str, float], after: dict[str, float]) -> Comparison:
     cases = sorted(before.keys() & after.keys())
     one, other = (np.array([scores[case] for case in cases], float) for scores in (before, after))
-    gain = mean_with_interval(other - one)
-    return Comparison(
-        structure, float(np.nanmean(one)), float(np.nanmean(other)), gain.mean, gain.ci_low, gain.ci_high, gain.n
+    differences = np.round(other - one, _DECIMALS)
+    gain = mean_with_interval(differences)
+    defined = differences[~np.isnan(differences)]
+    p = max(signed_rank_test(defined), _smallest_p(np.count_nonzero(defined))) if defined.size else None
+    means = (float(np.nanmean(scores)) for scores in (one, other))
+    return Comparison(structure, *means, gain.mean, gain.ci_low, gain.ci_high, gain.n, p, None)
+
+
+def _smallest_p(cases: int) -> float:
+    """Of the exact two-sided signed-rank test: all differences have one sign, as 2 of 2^n outcomes have."""
+    return min(1.0, 2.0 ** (1 - cases))
+
+
+def cases_needed(tests: int) -> int:
+    """Fewest cases with which the smallest of so many p-values can be below 0.05 after Holm's correction."""
+    return next(cases for cases in itertools.count(1) if tests * _smallest_p(cases) < _LEVEL)
+
+
+def too_few(comparisons: Sequence[Comparison], overlapping: bool) -> str | None:
+    """Why nothing can be chosen, whatever the gains are; None where the cases may suffice.
+
+    Args:
+        overlapping: as of :func:`chosen`.
+    """
+    *structures, overall = comparisons
+    tested = [overall] if overlapping else [each for each in structures if each.p is not None]
+    cases, needed = max((each.cases for each in tested), default=0), cases_needed(max(1, len(tested)))
+    if cases >= needed:
+        return None
+    what = "the mean over structures" if overlapping else f"{len(tested)} structure(s)"
+    return (
+        f"{cases} validation case(s) are too few to tell a gain from chance, so the refiner is not used: the test of "
+        f"{what} needs {needed} at least; refine more folds"
     )
 
 
@@ -113,15 +162,15 @@ def select_refiner(project: Project, configuration: str, folds: Sequence[Fold], 
         for name in (strategy, REFINE)
         for fold in folds
     }
-    inputs = {"checkpoints": digests, "content": project.raw().content_signature()}
+    inputs = {"checkpoints": digests, "content": project.raw().content_signature(), "test": _TEST}
     stage = f"select/{REFINE}/{strategy}/{configuration}"
+    overlapping = "regions_class_order" in project.dataset_json()
     if not project.manifest.is_finished(stage, inputs):
         before, after = (
             [evaluate_validation(project, name, configuration, fold) for fold in folds] for name in (strategy, REFINE)
         )
         with project.manifest.running(stage, inputs, {"folds": list(folds)}) as run:
             comparisons = compare(before, after)
-            overlapping = "regions_class_order" in project.dataset_json()
             run.outputs["structures"] = list(chosen(comparisons, overlapping))
             run.outputs["comparisons"] = [asdict(each) for each in comparisons]
     outputs = project.manifest.stage(stage)["outputs"]
@@ -130,6 +179,8 @@ def select_refiner(project: Project, configuration: str, folds: Sequence[Fold], 
     )
     for comparison in selection.comparisons[:-1]:
         project.reporter.info(f"{configuration}, {comparison}")
-    if not selection.structures:
+    if (reason := too_few(selection.comparisons, overlapping)) is not None:
+        project.reporter.warn(f"{configuration}: {reason}")
+    elif not selection.structures:
         project.reporter.info(f"{configuration}: the refiner is not used, the validation cases do not speak for it")
     return selection

@@ -36,6 +36,9 @@ _KEPT_REFINING = (
     "segmentor_weight",
     "binary",
     "diffusion",
+    "samples",
+    "sampling_steps",
+    "sampler",
 )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -9,11 +11,17 @@ from torch import Tensor
 def refined_logits(
     logits: Tensor, probability: Tensor, refined: Tensor, margin: float, exclusive: bool, where: Tensor
 ) -> Tensor:
-    """The segmentor's logits where refining changed nothing, and elsewhere those of the refined probabilities.
+    """Logits of the refined probabilities where voxels were refined, the segmentor's everywhere else.
 
-    The diffusion sees priors clamped to [margin, 1 - margin]; that the clamp is all that changed is no finding, and the
-    voxel keeps its logits to the last bit. Refined probabilities are clamped likewise. Of exclusive classes logits are
-    defined up to a constant, so log-probabilities may stand beside them.
+    Windows and folds are averaged by their logits, so all voxels that were refined are on one scale: that of
+    probabilities within [margin, 1 - margin], whose log-odds are at most log((1 - margin) / margin), 9.2 of the default
+    margin. The segmentor's own go to 20 and 40; unbounded, one window in which refining changed nothing would outvote
+    all others.
+
+    Where the clamp of the priors is all that changed (no finding), they are the segmentor's logits, bounded to that
+    scale: those within it to the last bit, and no voxel's label changes. Elsewhere they are those of the refined
+    probabilities, clamped. Of exclusive classes logits are defined up to a constant, so log-probabilities may stand
+    beside the segmentor's.
 
     Args:
         logits: of the segmentor, (B, K, ...).
@@ -32,4 +40,10 @@ def refined_logits(
     changed = where & ((refined - unchanged).abs().amax(1, keepdim=True) > margin / 10)
     clamped = refined.clamp(margin, 1 - margin)
     found = clamped.log() if exclusive else clamped.logit()
-    return torch.where(changed, found.to(logits.dtype), logits)
+    kept = torch.where(where, _bounded(logits, math.log((1 - margin) / margin), exclusive), logits)
+    return torch.where(changed, found.to(logits.dtype), kept)
+
+
+def _bounded(logits: Tensor, most: float, exclusive: bool) -> Tensor:
+    """Log-odds of at most `most`, of the most probable class to each other one or of each region."""
+    return logits.maximum(logits.amax(1, keepdim=True) - most) if exclusive else logits.clamp(-most, most)

@@ -38,7 +38,8 @@ def refiner_loss(
         prior, features: of the segmentor; detached here.
         image: (B, C, ...).
         generator: of the time steps and of the noise, on the masks' device.
-        valid: bool (B, 1, ...), the voxels that count (padding and ignored labels do not); None for all.
+        valid: bool (B, 1, ...), the voxels that count (padding and ignored labels do not); None for all. Where nothing
+            is known, y_t is a draw from the prior, as it is in prediction.
     """
     features = [feature.detach() for feature in features]
     return _expected_loss(network, diffusion, clean, prior.detach(), features, image, generator, valid)
@@ -72,7 +73,10 @@ def segmentor_loss(
 def _expected_loss(network, diffusion, clean, prior, features, image, generator, valid) -> Tensor:
     """One draw of the time step and of the noise for each sample; the network runs once."""
     t = diffusion.sample_timesteps(len(clean), generator)
-    noisy = diffusion.add_noise(clean, prior, t, generator)
+    # an unknown y_0 is in no mask, which no y_0 is: y_t would show where nothing was annotated. With p in its place,
+    # as its expectation, y_t is Bernoulli(p) at every t
+    known = clean if valid is None else torch.where(valid, clean, diffusion.clamped(prior))
+    noisy = diffusion.add_noise(known, prior, t, generator)
     flip_log_odds = network(noisy, t, prior, image, features)
 
     def of_class(*masks: Tensor) -> Tensor:

@@ -88,13 +88,15 @@ def refine(
             the last bit, and a batch without any such voxel is returned without running the network. None: all.
 
     Raises:
-        ValueError: steps, samples or sampler are none there can be.
+        ValueError: steps, samples or sampler are none there can be, or the prior or what the network says is not
+            finite: told before anything is drawn, which on a GPU would end the process's use of it.
     """
     if samples < 1:
         raise ValueError(f"{samples} samples are fewer than one")
     if sampler not in BERNOULLI_SAMPLERS:
         raise ValueError(f"{sampler} is none of {', '.join(BERNOULLI_SAMPLERS)}")
     chain, prior = diffusion.respaced(steps), prior.float()
+    _require_finite(prior, "the prior")
     refined = uncertain_voxels(prior, exclusive, threshold_bits)
     probability = prior
     if refined.any():
@@ -103,6 +105,11 @@ def refine(
             total += _sample(prior, features, image, network, chain, generator, sampler, exclusive)
         probability = torch.where(refined, total / samples, prior)
     return Refined(probability, entropy_bits(probability, exclusive), refined.flatten(1).float().mean(1))
+
+
+def _require_finite(values: Tensor, what: str) -> None:
+    if not values.isfinite().all():
+        raise ValueError(f"{what} is not finite in {int((~values.isfinite()).any(1).sum())} voxels")
 
 
 def uncertain_voxels(prior: Tensor, exclusive: bool, threshold_bits: float | None) -> Tensor:
@@ -127,6 +134,7 @@ def _sample(
     for index in range(len(chain.timesteps) - 1, -1, -1):
         t = torch.full((len(prior),), chain.timesteps[index], dtype=torch.int64, device=prior.device)
         clean = clean_log_odds(network(noisy, t, prior, image, features), noisy).sigmoid()
+        _require_finite(clean, "the refiner's estimate")
         if index:
             at = torch.full_like(t, index)
             before = chain.ddim(noisy, clean, at) if sampler == "ddim" else chain.posterior(noisy, clean, prior, at)

@@ -13,6 +13,7 @@ from diffseg_nnunet.diffusion.bernoulli import BernoulliDiffusion, BernoulliSett
 from diffseg_nnunet.refinement.losses import SEGMENTOR_WEIGHT, refiner_loss, segmentor_loss
 from diffseg_nnunet.refinement.masks import masks_of
 from diffseg_nnunet.refinement.network import Refiner
+from diffseg_nnunet.refinement.sampling import BERNOULLI_SAMPLERS, BernoulliSampler
 from diffseg_nnunet.refinement.sizing import WIDTHS
 from diffseg_nnunet.training.settings import OptimizerName, TrainingSettings
 
@@ -37,7 +38,11 @@ class RefinementSettings(TrainingSettings):
         width: channels of the refiner's first stage.
         batch_size: patches; None: the plan's.
         skip_limit: iterations in a row that may be skipped because a gradient is not finite.
-        diffusion: the process; its T is also the number of steps that validation refines in.
+        diffusion: the process.
+        samples: masks drawn and averaged where the refiner is used, by default 8 [default]: one draw of the posterior
+            lies further from the truth than the prior's most probable class, the mean of a few does not.
+        sampling_steps: of the reverse process where the refiner is used; None: the diffusion's T [code].
+        sampler: of these steps, "ddim" or "ancestral".
     """
 
     iterations: int = 40_000
@@ -54,6 +59,9 @@ class RefinementSettings(TrainingSettings):
     batch_size: int | None = None
     skip_limit: int = 10
     diffusion: BernoulliSettings = field(default_factory=BernoulliSettings)
+    samples: int = 8
+    sampling_steps: int | None = None
+    sampler: BernoulliSampler = "ddim"
 
     def __post_init__(self) -> None:
         if isinstance(self.diffusion, Mapping):  # from JSON
@@ -62,6 +70,12 @@ class RefinementSettings(TrainingSettings):
             raise ValueError(f"segmentor {self.segmentor} is none of {', '.join(SEGMENTOR_MODES)}")
         if self.optimizer != "adamw":
             raise ValueError(f"refiners are trained with adamw, not {self.optimizer}")
+        if self.samples < 1:
+            raise ValueError(f"{self.samples} samples are fewer than one")
+        if self.sampling_steps is not None and not 1 <= self.sampling_steps <= self.diffusion.timesteps:
+            raise ValueError(f"sampling_steps {self.sampling_steps} are not within 1..{self.diffusion.timesteps}")
+        if self.sampler not in BERNOULLI_SAMPLERS:
+            raise ValueError(f"sampler {self.sampler} is none of {', '.join(BERNOULLI_SAMPLERS)}")
 
 
 class Said(NamedTuple):
@@ -70,6 +84,11 @@ class Said(NamedTuple):
     outputs: Tensor | list[Tensor]
     prior: Tensor
     features: list[Tensor]
+
+    @property
+    def finite(self) -> bool:
+        """Whether masks can be drawn from the prior."""
+        return bool(self.prior.isfinite().all())
 
 
 @dataclass(frozen=True)
@@ -129,6 +148,7 @@ class Collaboration:
 
     def segmentor_loss(
         self,
+        said: Said,
         image: Tensor,
         target: Tensor | list[Tensor],
         generator: torch.Generator,
@@ -136,8 +156,7 @@ class Collaboration:
         weight: float,
     ) -> Tensor:
         """Second half-step: the segmentor's own loss plus ``weight`` · the diffusion loss through prior and features;
-        gradients for the segmentor alone."""
-        said = self.says(image)
+        gradients for the segmentor alone, by what it has said."""
         clean, valid = self.targets.masks(target)
         return own_loss(said.outputs, target) + segmentor_loss(
             self.refiner, self.diffusion, clean, said.prior, said.features, image, generator, valid, weight

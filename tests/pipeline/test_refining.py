@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.pipeline
 
 LABELS = ("lungs", "left_kidney", "right_kidney")
-QUICK = ("--iterations", 6, "--steps", 2, "--width", 8, "--seed", 7)
+QUICK = ("--iterations", 6, "--steps", 2, "--width", 8, "--samples", 2, "--seed", 7)
 REFINER = "DiffSegRefinerTrainer"
 
 
@@ -120,10 +120,14 @@ def test_the_run_uses_the_refiner_where_validation_speaks_for_it(refined: TinyPr
 
 
 def test_what_does_not_go_together(refined: TinyProject, tmp_path: Path) -> None:
-    common = ("predict", "-d", 1, "-i", refined.test_images, "-o", tmp_path / "out")
+    out = tmp_path / "out"
+    predicted(refined, out, "--refine", "--samples", 1, "--steps", 1)
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in out.iterdir()}
+    common = ("predict", "-d", 1, "-i", refined.test_images, "-o", out)
     cases = {
         ("--samples", 2): "Add --refine",
         ("--refine", "--steps", 3): "was trained with 2",
+        ("--refine", "--samples", 1, "--uncertainty"): "Give --samples 8, or predict without --uncertainty",
         ("--refine", "-f", 1): "Run `diffseg refine` for fold 1 first",
         ("--refine", "--strategy", "scratch"): "is of --strategy finetune",
     }
@@ -131,6 +135,8 @@ def test_what_does_not_go_together(refined: TinyProject, tmp_path: Path) -> None
         refined.diffseg.in_one_process([(*common, *options) for options in cases]), cases.values(), strict=True
     ):
         run.refused(words)
+    # what was predicted before stays
+    assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in out.iterdir()} == before
 
 
 def test_what_cannot_be_refined(project: TinyProject) -> None:

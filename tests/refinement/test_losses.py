@@ -110,6 +110,32 @@ def test_invalid_voxels_do_not_count() -> None:
     torch.testing.assert_close(loss_of(refiner_loss, network, given, valid=valid), half)
 
 
+def test_unknown_voxels_are_noised_as_they_are_in_prediction() -> None:
+    """At every time step their y_t is a draw from the prior, whatever is written there; all others are as before."""
+    size, seen = (12, 2, 40, 50), []
+    prior = torch.tensor([0.3, 0.9]).reshape(1, 2, 1, 1).expand(size)
+    valid = torch.zeros(12, 1, 40, 50, dtype=torch.bool)
+    valid[..., :10] = True
+
+    def network(noisy: Tensor, *_: object) -> Tensor:
+        seen.append(noisy)
+        return torch.zeros_like(noisy)
+
+    masks = [masks_of(labels, range(2)) for labels in (torch.where(valid, 1, 9), torch.ones_like(valid).long())]
+    for clean, counts in (*((clean, valid) for clean in masks), (masks[1], None)):
+        given = {"clean": clean, "prior": prior, "features": [], "image": prior}
+        loss_of(refiner_loss, network, given, valid=counts)
+    ignored, mislabelled, all_known = seen
+    assert torch.equal(ignored, mislabelled)
+    where = valid.expand(size)
+    assert torch.equal(ignored[where], all_known[where])
+    unknown = ~valid[0, 0]
+    for sample in range(12):  # each of its own time step
+        for channel, p in enumerate((0.3, 0.9)):
+            draws = ignored[sample, channel][unknown]
+            assert abs(draws.mean() - p) < 4.5 * (p * (1 - p) / draws.numel()) ** 0.5
+
+
 @pytest.mark.parametrize("binary", [True, False])
 def test_a_refiner_learns_what_the_image_shows_and_the_prior_does_not(binary: bool) -> None:
     network, given = refiner(binary, trained=False), scene()

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from diffseg_nnunet.errors import BadInputError, StageFailedError
-from diffseg_nnunet.inference.refining import RefiningPredictor
+from diffseg_nnunet.inference.refining import RefineOptions, RefiningPredictor
 from diffseg_nnunet.inference.validation import predictor_of
 from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.planners.refining import fit_refiner, refined_shape, refining_steps
@@ -58,7 +58,9 @@ def changed(before: Weights, module: torch.nn.Module) -> set[str]:
 @pytest.fixture
 def new_refiner(new_trainer: NewTrainer, segmentor: Weights) -> NewTrainer:
     def build(configuration: str = "3d_fullres", **settings: Any) -> DiffSegRefinerTrainer:
-        trainer = new_trainer(DiffSegRefinerTrainer, configuration, **{"width": 8, "batch_size": 2, **settings})
+        trainer = new_trainer(
+            DiffSegRefinerTrainer, configuration, **{"width": 8, "batch_size": 2, "samples": 1, **settings}
+        )
         trainer.initialize()
         trainer.take_segmentor(segmentor, "a checkpoint", RECORD)
         return trainer
@@ -176,8 +178,55 @@ def test_training_ends_where_gradients_stay_infinite(new_refiner: NewTrainer) ->
     trainer = new_refiner(skip_limit=2, precision="float32")
     with torch.no_grad():
         trainer.refiner.out.weight.fill_(torch.nan)
-    with pytest.raises(StageFailedError, match="2 steps in a row"):
+    with pytest.raises(StageFailedError, match=r"The refiner's gradient is not finite at .*, 2 steps in a row"):
         trainer.run_training()
+
+
+def test_each_learner_has_its_own_count_of_skipped_steps(new_refiner: NewTrainer) -> None:
+    """The refiner's steps, which are taken, do not hide that none of the segmentor's is."""
+    trainer = new_refiner(segmentor="alternate", skip_limit=2, precision="float32")
+    trainer.on_train_start()
+    trainer.on_train_epoch_start()
+    batch, own_loss = trainer.random_batch(), trainer.loss
+    trainer.loss = lambda *given: own_loss(*given) * torch.nan
+    trainer.train_step(batch)
+    with pytest.raises(StageFailedError, match=r"The segmentor's gradient is not finite at .*, 2 steps in a row"):
+        trainer.train_step(batch)
+    assert trainer.ema.updates == 2
+
+
+@pytest.mark.parametrize("mode", ["frozen", "alternate"])
+def test_a_prior_that_is_not_finite_skips_the_step(new_refiner: NewTrainer, mode: str) -> None:
+    trainer = new_refiner(segmentor=mode, skip_limit=2, precision="float32", diffusion={"timesteps": 2})
+    trainer.on_train_start()
+    trainer.on_train_epoch_start()
+    good, bad = (trainer.random_batch() for _ in range(2))
+    bad["data"][0] = torch.nan
+    before = learnt(trainer)
+    assert all(np.isnan(loss) for loss in trainer.train_step(bad).values())
+    assert all(torch.equal(tensor, before[key]) for key, tensor in learnt(trainer).items())
+    assert all(np.isfinite(loss) for loss in trainer.train_step(good).values())
+    trainer.train_step(bad)
+    with pytest.raises(StageFailedError, match=r"The refiner's prior is not finite at .*, 2 steps in a row"):
+        trainer.train_step(bad)
+    trainer.on_validation_epoch_start()
+    with torch.no_grad():
+        outcome = trainer.validation_step(bad)
+    assert np.isnan(outcome["loss"])
+    assert np.isfinite(outcome["tp_hard"]).all()
+
+
+def test_an_image_whose_prior_is_not_finite_is_told_and_others_are_refined(new_refiner: NewTrainer) -> None:
+    trainer = taught(new_refiner(diffusion={"timesteps": 2}))
+    trainer.build_loaders()
+    trainer.set_deep_supervision_enabled(False)
+    predictor = trainer.predictor()
+    image = torch.randn(1, 26, 30, 40, generator=torch.Generator().manual_seed(0))
+    for threshold in (None, 0.5):
+        predictor.options = replace(predictor.options, threshold_bits=threshold)
+        with pytest.raises(BadInputError, match=r"not finite in \d+ window\(s\): .* Look at the scan with"):
+            predictor.predict_sliding_window_return_logits(torch.full_like(image, torch.nan))
+        assert predictor.predict_sliding_window_return_logits(image).isfinite().all()
 
 
 def test_2d(new_trainer: NewTrainer) -> None:
@@ -246,6 +295,33 @@ def test_the_seed_decides_a_prediction(new_refiner: NewTrainer) -> None:
     assert not torch.equal(first, other)
 
 
+def test_validation_refines_as_predictions_will(new_refiner: NewTrainer) -> None:
+    """With the settings in the checkpoint; one of before there were any has the default ones."""
+    asked = {"samples": 3, "sampling_steps": 1, "sampler": "ancestral", "seed": 5}
+    trainer = new_refiner(**asked)
+    used = trainer.predictor().options
+    assert used == RefineOptions(steps=1, samples=3, sampler="ancestral", seed=5)
+    stored = json.loads(json.dumps(trainer.settings.to_json()))
+    settings = RefinementSettings(**stored)
+    assert RefineOptions(seed=5).completed(settings) == used
+    assert RefineOptions(steps=4, samples=1, sampler="ddim").completed(settings) == RefineOptions(4, 1, "ddim")
+    old = {name: value for name, value in stored.items() if name not in asked}
+    assert RefineOptions().completed(RefinementSettings(**old)) == RefineOptions(10, 8, "ddim")
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"samples": 0}, "0 samples are fewer than one"),
+        ({"sampling_steps": 11}, "sampling_steps 11 are not within 1..10"),
+        ({"sampler": "ddpm"}, "ddpm is none of ddim, ancestral"),
+    ],
+)
+def test_refining_that_cannot_be(setting: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RefinementSettings(**setting)
+
+
 # -- regions and ignored voxels ---------------------------------------------------------------------------------------
 
 
@@ -273,7 +349,9 @@ def test_regions_and_the_ignore_label(project: Project, mode: str, regions: bool
     plans = {**project.plans(), "continue_training": False}
     trainer = DiffSegRefinerTrainer(plans, "3d_fullres", 0, content, device=torch.device("cpu"))
     trainer.apply(
-        RefinementSettings(iterations=1, width=8, batch_size=2, segmentor=mode, diffusion={"timesteps": 2}, workers=0)
+        RefinementSettings(
+            iterations=1, width=8, batch_size=2, segmentor=mode, diffusion={"timesteps": 2}, workers=0, samples=2
+        )
     )
     trainer.initialize()
     assert trainer.refiner.architecture.classes == (2 if regions else len(values) + 1)

@@ -1,0 +1,82 @@
+"""What a prediction needs, asked for before anything of an earlier one is discarded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from diffseg_nnunet import registry
+from diffseg_nnunet.errors import BadInputError
+from diffseg_nnunet.inference.predictor import require_trained
+from diffseg_nnunet.inference.refining import read_refiners
+from diffseg_nnunet.inference.uncertainty import READER
+from diffseg_nnunet.pipeline.project import Project
+from diffseg_nnunet.pipeline.refining import REFINE
+from diffseg_nnunet.pipeline.stages import file_digest
+from diffseg_nnunet.raw_dataset import read_json_object
+from diffseg_nnunet.training.refining import RefinementSettings
+
+if TYPE_CHECKING:
+    from diffseg_nnunet.pipeline.prediction import PredictionRequest
+
+
+def require_models(project: Project, request: PredictionRequest) -> None:
+    """Raises BadInputError if a model is not trained: of a configuration, of what is left unrefined of it, or of the
+    stages of the cascade before it."""
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    for configuration in request.configurations:
+        for trainer in (request.trainer, request.strategy) if request.refined_structures else (request.trainer,):
+            model = project.model_folder(trainer, configuration)
+            require_trained(model, request.folds, request.checkpoint, REFINE if trainer == REFINE else "train")
+        model = project.model_folder(request.trainer, configuration)
+        stages = PlansManager(read_json_object(model / "plans.json"))
+        before = stages.get_configuration(configuration).previous_stage_name
+        while before is not None:
+            require_trained(project.model_folder(request.strategy, before), request.folds, request.checkpoint)
+            before = stages.get_configuration(before).previous_stage_name
+
+
+def check_refiners(project: Project, request: PredictionRequest) -> None:
+    """Raises BadInputError if refiners cannot predict together or as asked, or one belongs to the segmentor of another
+    strategy; warns of one that has changed."""
+    for configuration in request.configurations:
+        refiners = read_refiners(
+            project.model_folder(REFINE, configuration), request.folds, request.checkpoint, request.refine
+        )
+        options = request.refine.completed(RefinementSettings(**refiners[0]["settings"]))
+        if request.uncertainty and options.samples == 1:
+            raise BadInputError(
+                "One sample of a refiner does not tell how sure it is: --uncertainty maps the entropy of several.",
+                "Give --samples 8, or predict without --uncertainty.",
+            )
+        for fold, content in zip(request.folds, refiners, strict=True):
+            place, record = Path(f"fold_{fold}") / request.checkpoint, content["segmentor"]
+            if record["strategy"] != request.strategy:
+                raise BadInputError(
+                    f"The refiner of {configuration}, fold {fold}, is of --strategy {record['strategy']}.",
+                    f"Give that, or run `diffseg refine {project.id} -c {configuration} -f {fold} --strategy "
+                    f"{request.strategy}`.",
+                )
+            now = project.model_folder(request.strategy, configuration) / place
+            if now.is_file() and file_digest(now) != record["sha256"]:
+                project.reporter.warn(
+                    f"the refiner of {configuration}, fold {fold}, has another segmentor than {now}, and predicts with "
+                    "its own"
+                )
+
+
+def require_measure(request: PredictionRequest, model: Path) -> None:
+    """Raises BadInputError if the request's model has no measure of uncertainty, or the map would lose its place."""
+    votes = registry.load("trainers", request.strategy).votes
+    if (request.refine is None and not votes) or len(request.configurations) > 1 or request.refined_structures:
+        raise BadInputError(
+            "--uncertainty tells how much the voters of one pixel ensemble disagree, or how sure one refiner is.",
+            "Give --strategy pixel-ensemble or --refine, and one configuration.",
+        )
+    reader = read_json_object(model / "plans.json")["image_reader_writer"]
+    if reader != READER:
+        raise BadInputError(
+            f"Uncertainty maps are written for images that nnU-Net reads with {READER}; here it is {reader}.",
+            "Predict without --uncertainty.",
+        )

@@ -19,6 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from diffseg_nnunet.errors import BadInputError, StageFailedError
 from diffseg_nnunet.inference.refining import RefineOptions, RefiningPredictor
 from diffseg_nnunet.inference.validation import predictor_of
+from diffseg_nnunet.pipeline.prediction import PredictionRequest, predict
 from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.planners.refining import fit_refiner, refined_shape, refining_steps
 from diffseg_nnunet.planning.memory import kept_for_backward
@@ -333,6 +334,35 @@ def test_validation_refines_as_predictions_will(new_refiner: NewTrainer) -> None
 def test_refining_that_cannot_be(setting: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         RefinementSettings(**setting)
+
+
+def test_what_is_refused_leaves_finished_predictions_as_they_are(
+    new_refiner: NewTrainer, project: Project, tmp_path: Path
+) -> None:
+    trainer = new_refiner(diffusion={"timesteps": 2})
+    trainer.on_train_start()
+    trainer.save_checkpoint(str(trainer.final_checkpoint))
+    source, output = tmp_path / "images", tmp_path / "predictions"
+    source.mkdir()
+    image = min((project.raw().folder / "imagesTr").glob("*.nii.gz"))
+    (source / image.name).symlink_to(image)
+    request = PredictionRequest(
+        ("3d_fullres",), (0,), "scratch", mirroring=False, refine=RefineOptions(steps=1, samples=1)
+    )
+    assert predict(project, request, source, output, "cpu") == []
+    files = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in output.iterdir()}
+    assert len(list(output.glob("*.nii.gz"))) == 1
+    refused = {
+        "was trained with 2. Give --steps 1 to 2": {"refine": RefineOptions(steps=20)},
+        "Give --samples 8, or predict without --uncertainty": {"uncertainty": True},
+        "is of --strategy scratch": {"strategy": "finetune"},
+        "There is no trained model .*DiffSegTrainerScratch": {"refined_structures": ("lungs",)},
+        "for fold 1 first": {"folds": (0, 1)},
+    }
+    for message, changes in refused.items():
+        with pytest.raises(BadInputError, match=message):
+            predict(project, replace(request, **changes), source, output, "cpu")
+        assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in output.iterdir()} == files
 
 
 # -- regions and ignored voxels ---------------------------------------------------------------------------------------

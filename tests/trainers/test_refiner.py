@@ -129,6 +129,43 @@ def test_the_diffusion_loss_reaches_the_segmentor(new_refiner: NewTrainer) -> No
     assert changed(ends[0], trainer.network)
 
 
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_the_refiner_alone_learns_from_worse_priors_and_reads_the_image_as_it_is(
+    new_refiner: NewTrainer, share: float
+) -> None:
+    settings = {"segmentor": "alternate", "precision": "float32", "diffusion": {"timesteps": 2}}
+    trainer = new_refiner(degrade=share, **settings)
+    trainer.on_train_start()
+    trainer.on_train_epoch_start()
+    image, target = trainer._moved(batch := trainer.random_batch())
+    given: list[tuple[Any, ...]] = []
+    trainer.refiner.register_forward_pre_hook(lambda _, arguments: given.append(arguments))
+
+    def expected() -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            said = trainer.collaboration.says(image)
+        return said.prior, said.features[0]
+
+    def read() -> tuple[Tensor, Tensor]:
+        _, _, prior, seen, features = given.pop()
+        assert torch.equal(seen, image)
+        return prior.detach(), features[0].detach()
+
+    before = expected()
+    trainer._refiner_step(image, target)
+    assert all(torch.equal(*pair) == (not share) for pair in zip(read(), before, strict=True))
+    trainer._segmentor_step(image, target)
+    torch.testing.assert_close(read(), before)
+    trainer.on_validation_epoch_start()
+    trainer.set_deep_supervision_enabled(False)
+    with torch.no_grad():
+        outcome = trainer.validation_step(batch)
+    torch.testing.assert_close(read(), expected())
+    trainer.on_validation_epoch_end([outcome])
+    logged = Path(trainer.log_file).read_text()
+    assert "of the priors that the refiner learnt from 0." in logged
+
+
 @pytest.mark.parametrize("mode", ["frozen", "alternate"])
 def test_a_resumed_run_ends_as_an_uninterrupted_one(new_refiner: NewTrainer, mode: str) -> None:
     """22 iterations are 11 epochs of two; the interruption falls into the third, whose first iteration is lost."""
@@ -327,6 +364,7 @@ def test_validation_refines_as_predictions_will(new_refiner: NewTrainer) -> None
     ("setting", "message"),
     [
         ({"samples": 0}, "0 samples are fewer than one"),
+        ({"degrade": 1.5}, "degrade 1.5 is not in 0..1"),
         ({"sampling_steps": 11}, "sampling_steps 11 are not within 1..10"),
         ({"sampler": "ddpm"}, "ddpm is none of ddim, ancestral"),
     ],

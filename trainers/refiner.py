@@ -1,8 +1,9 @@
 """HiDiff: a Bernoulli-diffusion refiner on a finished fold, trained with nnU-Net's data loading (arXiv 2407.03548).
 
 A segmentor is surer of the cases it was trained on than of new ones, so a refiner that learns on these sees fewer
-mistakes than it will meet. Augmentation acts before the segmentor, which makes it less sure; priors of folds that have
-not seen a case would be better still, but each fold's features are its own.
+mistakes than it will meet. So of a share of the samples it is shown what the segmentor says of a worse view of the
+image (``refinement.degradation``), while it reads the image as it is; priors of folds that have not seen a case would
+be better still, but each fold's features are its own.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-from nnunetv2.training.loss.dice import get_tp_fp_fn_tn
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
@@ -24,12 +24,12 @@ from diffseg_nnunet.diffusion.bernoulli import BernoulliDiffusion
 from diffseg_nnunet.errors import BadInputError, StageFailedError
 from diffseg_nnunet.inference.refining import RefineOptions, RefiningPredictor, RefiningSegmentor
 from diffseg_nnunet.inference.validation import predictor_of
-from diffseg_nnunet.refinement.masks import labels_of, masks_of
 from diffseg_nnunet.refinement.network import Refiner, RefinerArchitecture
 from diffseg_nnunet.refinement.sampling import refine
 from diffseg_nnunet.refinement.sizing import planned_refiner
 from diffseg_nnunet.training import checkpoint as checkpoints
 from diffseg_nnunet.training import processes
+from diffseg_nnunet.training.counting import hard_counts, mean_dsc
 from diffseg_nnunet.training.ema import ExponentialMovingAverage
 from diffseg_nnunet.training.precision import autocast, float_format
 from diffseg_nnunet.training.refining import Collaboration, RefinementSettings, Said, Targets
@@ -41,7 +41,7 @@ from .segmentation import SegmentationTrainer, WarmupPolyLRScheduler
 
 _CURVE_SAMPLES = 2
 """Most masks a patch that the pseudo DSC of an epoch averages: with 8, validation would take longer than training."""
-_REFINER_DRAWS, _SEGMENTOR_DRAWS, _SAMPLING_DRAWS = range(3)
+_REFINER_DRAWS, _SEGMENTOR_DRAWS, _SAMPLING_DRAWS, _DEGRADATION_DRAWS = range(4)
 
 
 class DiffSegRefinerTrainer(SegmentationTrainer):
@@ -61,6 +61,7 @@ class DiffSegRefinerTrainer(SegmentationTrainer):
         super().apply(settings)
         self.enable_deep_supervision = self.learns_too
         self.segmentor_record: dict[str, str] = {}
+        self._shown: list[list[np.ndarray]] = []
         self._skipped_in_a_row = {"refiner": 0, "segmentor": 0}
 
     @property
@@ -160,6 +161,7 @@ class DiffSegRefinerTrainer(SegmentationTrainer):
         super().on_train_epoch_start()
         self.network.train(self.learns_too)
         self.refiner.train()
+        self._shown = []
         if self._segmentor_schedule is not None:
             self._segmentor_schedule.step(self.current_epoch)
 
@@ -172,12 +174,15 @@ class DiffSegRefinerTrainer(SegmentationTrainer):
         return losses
 
     def _refiner_step(self, image: Tensor, target: Any) -> float:
-        generator = self._generator(NOISE_STREAM, self._iteration, _REFINER_DRAWS)
+        generator, worsening = (
+            self._generator(NOISE_STREAM, self._iteration, part) for part in (_REFINER_DRAWS, _DEGRADATION_DRAWS)
+        )
         with autocast(self.device, self._compute_dtype()):
             with torch.no_grad():
-                said = self.collaboration.says(image)
+                said = self.collaboration.shows(image, self.settings.degrade, worsening)
             if not self._usable(said, "refiner"):
                 return math.nan
+            self._shown.append(hard_counts(said.prior, target, self.collaboration.targets))
             loss = self.collaboration.refiner_loss(said, image, target, generator)
         if self._descend(loss, "refiner", self.refiner, self.optimizer):
             self.ema.update()
@@ -272,32 +277,23 @@ class DiffSegRefinerTrainer(SegmentationTrainer):
 
     def _validated(self, loss: float, refined: Tensor, prior: Tensor, target: Any) -> dict:
         """What nnU-Net adds up over the batches of a validation, with the counts of the prior beside it."""
-        counts = {"hard": self._hard_counts(refined, target), "prior": self._hard_counts(prior, target)}
         named = {
             f"{name}_{of}": count
-            for of, three in counts.items()
-            for name, count in zip(("tp", "fp", "fn"), three, strict=True)
+            for of, probability in (("hard", refined), ("prior", prior))
+            for name, count in zip(
+                ("tp", "fp", "fn"), hard_counts(probability, target, self.collaboration.targets), strict=True
+            )
         }
         return {"loss": np.float32(loss), **named}
 
-    def _hard_counts(self, probability: Tensor, target: Any) -> list[np.ndarray]:
-        """True positives, false positives and false negatives of each class but the background, as nnU-Net's."""
-        clean, valid = self.collaboration.targets.masks(target)
-        regions = self.label_manager.has_regions
-        classes = range(probability.shape[1])
-        hard = (probability > 0.5).float() if regions else masks_of(labels_of(probability), classes)
-        axes = [0, *range(2, hard.ndim)]
-        counts = get_tp_fp_fn_tn(hard, clean, axes=axes, mask=None if valid is None else valid.float())[:3]
-        return [count.cpu().numpy()[0 if regions else 1 :] for count in counts]
-
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
-        prior = [{name: output.pop(f"{name}_prior") for name in ("tp", "fp", "fn")} for output in val_outputs]
+        prior = [[output.pop(f"{name}_prior") for name in ("tp", "fp", "fn")] for output in val_outputs]
         super().on_validation_epoch_end(val_outputs)
-        rows = [row for part in processes.gathered(prior) for row in part]
-        tp, fp, fn = (np.sum([row[name] for row in rows], axis=0) for name in ("tp", "fp", "fn"))
-        with np.errstate(invalid="ignore"):
-            dsc = np.nanmean(2 * tp / (2 * tp + fp + fn))
-        self.print_to_log_file(f"pseudo DSC of the segmentor alone {dsc:.4f}")
+        alone, shown = (mean_dsc(counts) for counts in (prior, self._shown))
+        self.print_to_log_file(
+            f"pseudo DSC of the segmentor alone {alone:.4f}; of the priors that the refiner learnt from {shown:.4f} "
+            "(training cases: it should be no better)"
+        )
 
     def sampling_options(self) -> RefineOptions:
         """How the fold's validation cases are refined, and whatever is predicted later unless it is told otherwise."""

@@ -32,6 +32,14 @@ def refine(
     ] = None,
     steps: Annotated[int, typer.Option(min=2, help="T: time steps of the diffusion.")] = 10,
     schedule: Annotated[str, typer.Option(help="Noise: cosine, linear_beta or linear_alpha_bar.")] = "cosine",
+    degrade: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help="Share of the samples of which the segmentor is shown a worse view: it is too sure of training cases.",
+        ),
+    ] = 0.6,
     samples: Annotated[
         int, typer.Option(min=1, help="Masks drawn and averaged in the validation, and by default in predictions.")
     ] = 8,
@@ -89,6 +97,7 @@ def refine(
                 segmentor_weight=segmentor_weight,
                 binary=binary,
                 diffusion={"timesteps": steps, "schedule": schedule},
+                degrade=degrade,
                 samples=samples,
                 sampling_steps=sampling_steps,
                 sampler=sampler,

@@ -22,8 +22,8 @@ from diffseg_nnunet.training.refining import RefinementSettings
 REFINE = "refine"
 """The trainer's registered name, and the stage's."""
 _TOO_SURE = (
-    "the refiner learns from the segmentor's own training cases, of which it is surer than of new ones; augmentation "
-    "acts before the segmentor, and whether refining helps is told by the validation cases alone"
+    "the refiner learns from the segmentor's own training cases, of which it is surer than of new ones; of a share of "
+    "the samples it is shown worse views, and whether refining helps is told by the validation cases alone"
 )
 
 

@@ -36,6 +36,7 @@ _KEPT_REFINING = (
     "segmentor_weight",
     "binary",
     "diffusion",
+    "degrade",
     "samples",
     "sampling_steps",
     "sampler",

@@ -18,6 +18,7 @@ sign(W) mean |W|;  sign(x), derivative 2 - 2 |x|;  b1, b2, b3(t)        3.3   ``
 L = L_vb + L_focal, in bits                                             3.4   ``diffusion.bernoulli_loss``
 two half-steps a batch, diff_weight                                     3.5   ``losses``
 y_T → … → y_0, mean of samples                                          3.5   ``sampling.refine``
+worse priors to learn from [default]                                          ``degradation``
 ======================================================================  ====  =========================================
 
 Defect of the released code (3.8) → what is done here; those missing here concern its trainer, its data or other works:

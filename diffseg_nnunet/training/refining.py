@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from diffseg_nnunet.diffusion.bernoulli import BernoulliDiffusion, BernoulliSettings
+from diffseg_nnunet.refinement.degradation import chosen_samples, degraded_view, softened
 from diffseg_nnunet.refinement.losses import SEGMENTOR_WEIGHT, refiner_loss, segmentor_loss
 from diffseg_nnunet.refinement.masks import masks_of
 from diffseg_nnunet.refinement.network import Refiner
@@ -39,6 +40,9 @@ class RefinementSettings(TrainingSettings):
         batch_size: patches; None: the plan's.
         skip_limit: iterations in a row that may be skipped because a gradient is not finite.
         diffusion: the process.
+        degrade: share of the samples of which the refiner is shown what the segmentor says of a worse view, less surely
+            [default]: of training cases it is surer than of new ones
+            (:mod:`~diffseg_nnunet.refinement.degradation`).
         samples: masks drawn and averaged where the refiner is used, by default 8 [default]: one draw of the posterior
             lies further from the truth than the prior's most probable class, the mean of a few does not.
         sampling_steps: of the reverse process where the refiner is used; None: the diffusion's T [code].
@@ -59,6 +63,7 @@ class RefinementSettings(TrainingSettings):
     batch_size: int | None = None
     skip_limit: int = 10
     diffusion: BernoulliSettings = field(default_factory=BernoulliSettings)
+    degrade: float = 0.6
     samples: int = 8
     sampling_steps: int | None = None
     sampler: BernoulliSampler = "ddim"
@@ -70,6 +75,8 @@ class RefinementSettings(TrainingSettings):
             raise ValueError(f"segmentor {self.segmentor} is none of {', '.join(SEGMENTOR_MODES)}")
         if self.optimizer != "adamw":
             raise ValueError(f"refiners are trained with adamw, not {self.optimizer}")
+        if not 0 <= self.degrade <= 1:
+            raise ValueError(f"degrade {self.degrade} is not in 0..1")
         if self.samples < 1:
             raise ValueError(f"{self.samples} samples are fewer than one")
         if self.sampling_steps is not None and not 1 <= self.sampling_steps <= self.diffusion.timesteps:
@@ -133,11 +140,23 @@ class Collaboration:
 
     def says(self, image: Tensor) -> Said:
         """What the segmentor says of an image (B, C, ...); one pass."""
+        return self._said(image, lambda logits: logits)
+
+    def shows(self, image: Tensor, share: float, generator: torch.Generator) -> Said:
+        """What the refiner learns from: as :meth:`says`, but of a share of the samples what the segmentor says of a
+        worse view of them, and less sure of it."""
+        if not share:
+            return self.says(image)
+        chosen = chosen_samples(len(image), share, generator).reshape(-1, *(1,) * (image.ndim - 1))
+        view = torch.where(chosen, degraded_view(image, generator), image)
+        return self._said(view, lambda logits: torch.where(chosen, softened(logits, generator), logits.float()))
+
+    def _said(self, image: Tensor, changed: Callable[[Tensor], Tensor]) -> Said:
         skips = self.segmentor.encoder(image)
         outputs = self.segmentor.decoder(skips)
         finest = outputs[0] if isinstance(outputs, (list, tuple)) else outputs
         maps = len(self.refiner.architecture.pyramid_channels)
-        return Said(outputs, self.targets.probabilities(finest), list(skips[-maps:]))
+        return Said(outputs, self.targets.probabilities(changed(finest)), list(skips[-maps:]))
 
     def refiner_loss(
         self, said: Said, image: Tensor, target: Tensor | list[Tensor], generator: torch.Generator

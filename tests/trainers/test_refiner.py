@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from diffseg_nnunet.errors import BadInputError, StageFailedError
 from diffseg_nnunet.inference.refining import RefineOptions, RefiningPredictor
 from diffseg_nnunet.inference.validation import predictor_of
+from diffseg_nnunet.pipeline.prediction import PredictionRequest, predict
 from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.planners.refining import fit_refiner, refined_shape, refining_steps
 from diffseg_nnunet.planning.memory import kept_for_backward
@@ -122,6 +123,43 @@ def test_the_diffusion_loss_reaches_the_segmentor(new_refiner: NewTrainer) -> No
         trainer._segmentor_step(*trainer._moved(next(trainer.dataloader_train)))
         ends.append(copies(trainer.network))
     assert changed(ends[0], trainer.network)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_the_refiner_alone_learns_from_worse_priors_and_reads_the_image_as_it_is(
+    new_refiner: NewTrainer, share: float
+) -> None:
+    settings = {"segmentor": "alternate", "precision": "float32", "diffusion": {"timesteps": 2}}
+    trainer = new_refiner(degrade=share, **settings)
+    trainer.on_train_start()
+    trainer.on_train_epoch_start()
+    image, target = trainer._moved(batch := trainer.random_batch())
+    given: list[tuple[Any, ...]] = []
+    trainer.refiner.register_forward_pre_hook(lambda _, arguments: given.append(arguments))
+
+    def expected() -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            said = trainer.collaboration.says(image)
+        return said.prior, said.features[0]
+
+    def read() -> tuple[Tensor, Tensor]:
+        _, _, prior, seen, features = given.pop()
+        assert torch.equal(seen, image)
+        return prior.detach(), features[0].detach()
+
+    before = expected()
+    trainer._refiner_step(image, target)
+    assert all(torch.equal(*pair) == (not share) for pair in zip(read(), before, strict=True))
+    trainer._segmentor_step(image, target)
+    torch.testing.assert_close(read(), before)
+    trainer.on_validation_epoch_start()
+    trainer.set_deep_supervision_enabled(False)
+    with torch.no_grad():
+        outcome = trainer.validation_step(batch)
+    torch.testing.assert_close(read(), expected())
+    trainer.on_validation_epoch_end([outcome])
+    logged = Path(trainer.log_file).read_text()
+    assert "of the priors that the refiner learnt from 0." in logged
 
 
 @pytest.mark.parametrize("mode", ["frozen", "alternate"])
@@ -313,6 +351,7 @@ def test_validation_refines_as_predictions_will(new_refiner: NewTrainer) -> None
     ("setting", "message"),
     [
         ({"samples": 0}, "0 samples are fewer than one"),
+        ({"degrade": 1.5}, "degrade 1.5 is not in 0..1"),
         ({"sampling_steps": 11}, "sampling_steps 11 are not within 1..10"),
         ({"sampler": "ddpm"}, "ddpm is none of ddim, ancestral"),
     ],
@@ -320,6 +359,35 @@ def test_validation_refines_as_predictions_will(new_refiner: NewTrainer) -> None
 def test_refining_that_cannot_be(setting: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         RefinementSettings(**setting)
+
+
+def test_what_is_refused_leaves_finished_predictions_as_they_are(
+    new_refiner: NewTrainer, project: Project, tmp_path: Path
+) -> None:
+    trainer = new_refiner(diffusion={"timesteps": 2})
+    trainer.on_train_start()
+    trainer.save_checkpoint(str(trainer.final_checkpoint))
+    source, output = tmp_path / "images", tmp_path / "predictions"
+    source.mkdir()
+    image = min((project.raw().folder / "imagesTr").glob("*.nii.gz"))
+    (source / image.name).symlink_to(image)
+    request = PredictionRequest(
+        ("3d_fullres",), (0,), "scratch", mirroring=False, refine=RefineOptions(steps=1, samples=1)
+    )
+    assert predict(project, request, source, output, "cpu") == []
+    files = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in output.iterdir()}
+    assert len(list(output.glob("*.nii.gz"))) == 1
+    refused = {
+        "was trained with 2. Give --steps 1 to 2": {"refine": RefineOptions(steps=20)},
+        "Give --samples 8, or predict without --uncertainty": {"uncertainty": True},
+        "is of --strategy scratch": {"strategy": "finetune"},
+        "There is no trained model .*DiffSegTrainerScratch": {"refined_structures": ("lungs",)},
+        "for fold 1 first": {"folds": (0, 1)},
+    }
+    for message, changes in refused.items():
+        with pytest.raises(BadInputError, match=message):
+            predict(project, replace(request, **changes), source, output, "cpu")
+        assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in output.iterdir()} == files
 
 
 # -- regions and ignored voxels ---------------------------------------------------------------------------------------

@@ -74,7 +74,7 @@ def train(
             min=0.0,
             help="finetune, decoder, scratch: go on learning where in the body each voxel lies, by this much beside "
             "nnU-Net's loss (in pretraining 1); 0: do not. The head goes on from the pretrained checkpoint's, else, as "
-            "the twin's, from random weights. The planned memory is without it: plan with a tenth to spare.",
+            "the twin's, from random weights. The planned memory is without it: it takes up to a fifth more.",
         ),
     ] = 0.0,
     optimizer: Optimizer = "sgd",

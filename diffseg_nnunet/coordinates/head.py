@@ -158,7 +158,9 @@ def patch_statistics(features: Tensor) -> Tensor:
     # about the mean: squares of features far from zero lose their spread in bfloat16. About a constant that is nearly
     # the mean, in the features' own format, so that autograd keeps no float32 copy of them
     centre = mean.detach().to(features.dtype)
-    squares = (features - centre).square().mean(axes, keepdim=True, dtype=torch.float32)
+    centred = features - centre
+    # no square(): CUDA's autocast takes that for a power, in a float32 copy
+    squares = (centred * centred).mean(axes, keepdim=True, dtype=torch.float32)
     variance = squares - (mean - centre.float()).square()
     return torch.cat([mean, variance.clamp_min(_SMALLEST_VARIANCE).sqrt()], dim=1)
 

@@ -228,7 +228,7 @@ def test_the_encoder_alone_is_transferred(
 
 def test_another_time_step_is_folded_in(project: Project, new_trainer: NewTrainer, pretrained: Callable) -> None:
     source = pretrained(new_trainer, "2d")
-    trainer = new_trainer(DiffSegTrainer, "2d", **one_epoch, fold_timestep=400)
+    trainer = new_trainer(DiffSegTrainer, "2d", **one_epoch, fold_timestep=400, transfer="all")
     trainer.initialize()
     start(project, "2d", trainer, source, adapts=False)
     denoiser = load_pretrained(source, torch.device("cpu")).assembly.denoiser

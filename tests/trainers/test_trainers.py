@@ -578,7 +578,7 @@ def test_an_iteration_that_is_not_finite_is_skipped(new_trainer: NewTrainer) -> 
 
 def test_finetuning_starts_from_the_pretrained_weights(new_trainer: NewTrainer, pretrained: DiffSegPretrainer) -> None:
     weights = torch.load(pretrained.final_checkpoint, weights_only=True)["network_weights"]
-    trainer = new_trainer(DiffSegTrainer)
+    trainer = new_trainer(DiffSegTrainer, transfer="all")
     trainer.initialize()
     before = {key: tensor.clone() for key, tensor in trainer.network.state_dict().items()}
     taken = trainer.start_from(weights, "pretrained")

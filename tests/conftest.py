@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from .process_state import OURS, single_threaded
+from .process_state import OURS
 
 MadeOnce = Callable[[str, Callable[[Path], None]], Path]
 _RESULTS = "results of all lines: "
@@ -184,6 +184,8 @@ def made_once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> MadeO
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """Of torch, in this process; folders of tests on tiny tensors use it for all of them."""
+    from diffseg_nnunet.training.threads import single_threaded
+
     with single_threaded():
         yield
 

@@ -22,16 +22,3 @@ def environment_restored() -> Iterator[None]:
     finally:
         os.environ.clear()
         os.environ.update(kept)
-
-
-@contextmanager
-def single_threaded() -> Iterator[None]:
-    """Several threads would mostly wait for each other on tiny tensors; those of the caller return."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

@@ -21,22 +21,18 @@ from diffseg_nnunet.coordinates.positions import case_to_patient
 from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.training import checkpoint as checkpoints
 from diffseg_nnunet.training.adaptation import Adaptation, canonical
-from diffseg_nnunet.training.settings import FinetuningSettings, Strategy, TrainingSettings, Transfer
+from diffseg_nnunet.training.settings import EncoderFinetuningSettings, FinetuningSettings, Strategy, TrainingSettings
 
 from .loaders import SeededLoader
 from .located import LocatedLoader
 from .regulariser import CoordinateRegulariser, RegularisedLoss
 from .segmentation import SegmentationTrainer
 
-TRANSFER: dict[Strategy, Transfer] = {
-    "finetune": "encoder",  # a decoder that gives noise is slow to give organs (benchmarks/RESULTS.md)
-    "decoder": "all",  # arXiv 2402.15216
-}
 _KEY = "coordinate_regulariser"
 
 
 class DiffSegTrainer(SegmentationTrainer):
-    """Fine-tuning of all weights, with the coordinates kept on if the settings say so.
+    """Fine-tuning of all weights from the pretrained encoder, with the coordinates kept on if the settings say so.
 
     Then the training loss is nnU-Net's plus a weighted label-free one of where voxels lie; the curves show nnU-Net's
     alone. ``network_weights`` of the checkpoint are a stock network's all the same.
@@ -46,15 +42,10 @@ class DiffSegTrainer(SegmentationTrainer):
     """
 
     settings: FinetuningSettings
-    settings_type: type[TrainingSettings] = FinetuningSettings
+    settings_type: type[TrainingSettings] = EncoderFinetuningSettings
     strategy: Strategy = "finetune"
     regulariser: CoordinateRegulariser | None = None
     _matrices: dict[str, np.ndarray] | None = None
-
-    @property
-    def transfer(self) -> Transfer:
-        """Which pretrained weights are started from."""
-        return self.settings.transfer or TRANSFER.get(self.strategy, "all")
 
     @property
     def _planned_coordinates(self) -> CoordinateSettings:
@@ -70,7 +61,7 @@ class DiffSegTrainer(SegmentationTrainer):
     def start_from(self, weights: Mapping[str, Tensor], source: str) -> int:
         with self._decoder_kept():
             count = super().start_from(weights, source)
-        return count if self.transfer == "all" else len(self._of_encoder(weights))
+        return count if self.settings.transfer == "all" else len(self._of_encoder(weights))
 
     def adapt_from(self, weights: Mapping[str, Tensor], source: str) -> Adaptation:
         with self._decoder_kept():
@@ -79,7 +70,7 @@ class DiffSegTrainer(SegmentationTrainer):
     @contextmanager
     def _decoder_kept(self) -> Iterator[None]:
         """Undo what the block does to the decoder, where the encoder alone is transferred."""
-        if self.transfer == "all":
+        if self.settings.transfer == "all":
             yield
             return
         before = {key: tensor.clone() for key, tensor in self.planned_network.state_dict().items()}
@@ -182,6 +173,7 @@ class DiffSegTrainerScratch(DiffSegTrainer):
     Where coordinates are kept, its head starts from random weights, too.
     """
 
+    settings_type: type[TrainingSettings] = FinetuningSettings
     strategy: Strategy = "scratch"
 
 
@@ -191,5 +183,6 @@ class DiffSegTrainerDecoder(DiffSegTrainer):
     The result is a stock network, as after fine-tuning.
     """
 
+    settings_type: type[TrainingSettings] = FinetuningSettings
     strategy: Strategy = "decoder"
     frozen = ("encoder",)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from diffseg_nnunet.lifetime import end_with_parent
 from diffseg_nnunet.training.seeding import random_stream
 from diffseg_nnunet.training.settings import PATCHES_PER_SCAN
+from diffseg_nnunet.training.threads import single_threaded
 
 from .augmentation import PatchAugmentation, box_mask, composed
 
@@ -75,7 +75,7 @@ class SeededLoader(nnUNetDataLoader):
         self._served += 1
         parts = []
         # also in this process one thread, as in a worker: sums over several are rounded otherwise
-        with _one_thread():
+        with single_threaded():
             for group in range(self._rank * self._groups, (self._rank + 1) * self._groups):
                 self._group = group
                 with random_stream(*self._stream, index, group):
@@ -105,16 +105,6 @@ def _joined(values: list[Any]) -> Any:
     if isinstance(values[0], list):
         return [_joined(list(each)) for each in zip(*values, strict=True)]
     return np.concatenate(values)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 class PatchPairLoader(SeededLoader):

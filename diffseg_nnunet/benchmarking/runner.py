@@ -101,7 +101,21 @@ class Benchmark:
         data = [each.raw().content_signature() for each in (self.project, *self._pool())]
         given = None if self.given is None else file_digest(self.given)
         runs = list_runs(self.protocol, len(folds))
-        return {run: run_signature(self.protocol, run, folds[run.fold], request, data, given) for run in runs}
+        return {
+            run: run_signature(self.protocol, run, self._settings(run).to_json(), folds[run.fold], request, data, given)
+            for run in runs
+        }
+
+    def _settings(self, run: Run) -> TrainingSettings:
+        return stages.training_settings(run.strategy, **self._chosen(run))
+
+    def _chosen(self, run: Run) -> dict[str, Any]:
+        """What the protocol and the run say of a training; the rest is the strategy's."""
+        return {
+            "iterations": self.protocol.iterations,
+            "seed": run.seed,
+            "optimizer": self.protocol.optimizer,
+        }
 
     def _pool(self) -> list[Project]:
         project = self.project
@@ -188,9 +202,7 @@ class Benchmark:
             self.device,
             run.strategy,
             pretrained,
-            iterations=protocol.iterations,
-            seed=run.seed,
-            optimizer=protocol.optimizer,
+            **self._chosen(run),
         )
         digest, known = file_digest(checkpoint), RunRecord.read(folder)
         same = known is not None and known.checkpoint == digest

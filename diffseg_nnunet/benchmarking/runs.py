@@ -99,6 +99,7 @@ def list_runs(protocol: BenchmarkProtocol, folds: int) -> tuple[Run, ...]:
 def run_signature(
     protocol: BenchmarkProtocol,
     run: Run,
+    settings: Mapping[str, Any],
     division: Division,
     plan: Mapping[str, Any],
     data: Sequence[str],
@@ -107,6 +108,8 @@ def run_signature(
     """A digest of what a run's scores depend on, as far as it is declared.
 
     Args:
+        settings: of the run's trainer, as JSON, those the protocol leaves alone included: an earlier version's may
+            have been others.
         plan: the plan's request, as JSON.
         data: digests of the data sets, the labelled one first.
         pretrained: digest of the checkpoint that was given to start from; None: the benchmark pretrains.
@@ -119,10 +122,9 @@ def run_signature(
         {
             "run": vars(run) | {"fold": None},
             "cases": division.as_fold(),
-            "iterations": protocol.iterations,
+            "settings": dict(settings),
             "pretraining": pretraining,
             "configuration": protocol.configuration,
-            "optimizer": protocol.optimizer,
             "evaluation": find_protocol(protocol.evaluation).as_plain(),
             "plan": dict(plan),
             "data": list(data),

@@ -2,7 +2,8 @@
 
 A segmentor is surer, and more often right, on the cases it was trained on, and a refiner that sees only such priors
 learns to copy them. So while the refiner learns, the segmentor is shown a worse view of the image, and its logits are
-softened; the refiner itself reads the image as it is. All draws are the generator's, sample by sample.
+softened; the refiner itself reads the image as it is. All draws are the generator's, sample by sample, on its device:
+the libraries' transforms draw from numpy or from the process-wide state, which a resumed run would not find again.
 """
 
 from __future__ import annotations

@@ -65,19 +65,19 @@ class FinetuningSettings(TrainingSettings):
         keep_coordinates: weight of the relative-position loss beside nnU-Net's (1 beside the denoising loss in
             pretraining); 0: there is none.
         transfer: which pretrained weights are started from: "all" but the output layers, or those of the "encoder",
-            the decoder from random weights. None takes the strategy's.
+            the decoder from random weights.
         fold_timestep: the time step at which the conditioning of a pretraining of ours is folded in, instead of the one
             it was folded at in the end; None: that one.
     """
 
     keep_coordinates: float = 0.0
-    transfer: Transfer | None = None
+    transfer: Transfer = "all"
     fold_timestep: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.keep_coordinates < math.inf:
             raise ValueError(f"keep_coordinates {self.keep_coordinates} is no weight from 0")
-        if self.transfer not in (None, *TRANSFERS):
+        if self.transfer not in TRANSFERS:
             raise ValueError(f"transfer {self.transfer} is none of {', '.join(TRANSFERS)}")
         if self.fold_timestep is not None and self.fold_timestep < 0:
             raise ValueError(f"fold_timestep {self.fold_timestep} is negative")
@@ -87,6 +87,13 @@ class FinetuningSettings(TrainingSettings):
         added = {f.name: f.default for f in fields(FinetuningSettings) if f.name in FinetuningSettings.__annotations__}
         content = super().to_json()
         return {name: value for name, value in content.items() if name not in added or value != added[name]}
+
+
+@dataclass(frozen=True)
+class EncoderFinetuningSettings(FinetuningSettings):
+    """Settings of fine-tuning from the encoder: a decoder that gives noise is slow to give organs (RESULTS.md)."""
+
+    transfer: Transfer = "encoder"
 
 
 @dataclass(frozen=True)

@@ -25,10 +25,11 @@ from diffseg_nnunet.benchmarking.runs import (
 BTCV = PROTOCOLS["btcv"]
 DIVISION = Division(("a", "b"), ("c",))
 PLAN: dict[str, Any] = {"base_features": 32}
+SETTINGS: dict[str, Any] = {"iterations": 5, "transfer": "encoder"}
 
 
 def signature(protocol: BenchmarkProtocol = BTCV, run: Run = Run("finetune", "2cases", 0), **changes: Any) -> str:
-    given = {"division": DIVISION, "plan": PLAN, "data": ("x",), **changes}
+    given = {"settings": SETTINGS, "division": DIVISION, "plan": PLAN, "data": ("x",), **changes}
     return run_signature(protocol, run, **given)
 
 
@@ -57,12 +58,12 @@ def test_names_are_names_of_folders() -> None:
 @pytest.mark.parametrize(
     ("protocol", "changes"),
     [
-        (BTCV.changed(iterations=7), {}),
         (BTCV.changed(pretrain_iterations=7), {}),
         (BTCV.changed(seeds=(1, 0)), {}),  # the first one pretrains
-        (BTCV.changed(optimizer="adamw"), {}),
         (BTCV.changed(configuration="2d"), {}),
         (BTCV.changed(evaluation="synapse8"), {}),
+        (BTCV, {"settings": SETTINGS | {"iterations": 7}}),
+        (BTCV, {"settings": SETTINGS | {"transfer": "all"}}),
         (BTCV, {"run": Run("finetune", "2cases", 1)}),
         (BTCV, {"run": Run("finetune", "6cases", 0)}),
         (BTCV, {"division": Division(("a",), ("b", "c"))}),

@@ -30,8 +30,9 @@ from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.pipeline.stages import train
 from diffseg_nnunet.planning.hardware import MemoryBudget
 from diffseg_nnunet.trainers import DiffSegPretrainer, DiffSegTrainer
+from diffseg_nnunet.training.threads import single_threaded
 from diffseg_nnunet.workspace import Workspace
-from tests.process_state import environment_restored, single_threaded
+from tests.process_state import environment_restored
 
 
 class BeginningError(Exception):

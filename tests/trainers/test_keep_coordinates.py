@@ -27,6 +27,8 @@ from diffseg_nnunet.trainers.regulariser import grouped, paired_loss
 from diffseg_nnunet.training.settings import FinetuningSettings, TrainingSettings
 from diffseg_nnunet.workspace import Workspace
 
+from .interruption import train_until
+
 NewTrainer = Callable[..., Any]
 KEEPING = {"iterations": 2, "optimizer": "adamw", "precision": "float32", "keep_coordinates": 0.5}
 TRAINERS = (DiffSegTrainer, DiffSegTrainerDecoder, DiffSegTrainerScratch)
@@ -270,24 +272,13 @@ def test_after_training_the_network_runs_alone(new_trainer: NewTrainer) -> None:
         trainer.regulariser.added_to(torch.zeros(()))
 
 
-class InterruptedRunError(Exception):
-    """Stands in for Ctrl-C, which would end pytest."""
-
-
 def test_a_resumed_run_ends_as_an_uninterrupted_one(started: NewTrainer, new_trainer: NewTrainer) -> None:
     settings = {**KEEPING, "iterations": 4, "seed": 1}
     uninterrupted = started(DiffSegTrainer, "2d", **settings)
     uninterrupted.run_training()
     uninterrupted.final_checkpoint.unlink()
     stopped = started(DiffSegTrainer, "2d", **settings)
-
-    def stop(done: int, _total: int, news: str) -> None:
-        if done == 3 and not news:
-            raise InterruptedRunError
-
-    stopped.progress = stop
-    with pytest.raises(InterruptedRunError):
-        stopped.run_training()
+    train_until(stopped, iteration=3)
     resumed = new_trainer(DiffSegTrainer, "2d", **settings)
     resumed.initialize()
     resumed.load_checkpoint(str(stopped.latest_checkpoint))

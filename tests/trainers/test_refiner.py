@@ -30,14 +30,11 @@ from diffseg_nnunet.training.seeding import random_stream
 from diffseg_nnunet.workspace import Workspace
 
 from .conftest import train_in_two_processes
+from .interruption import train_until
 
 NewTrainer = Callable[..., Any]
 Weights = dict[str, Tensor]
 RECORD = {"strategy": "scratch", "sha256": "0" * 64, "checkpoint": "here"}
-
-
-class InterruptedRunError(Exception):
-    """Stands in for Ctrl-C, which would end pytest."""
 
 
 @pytest.fixture
@@ -172,14 +169,7 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(new_refiner: NewTrainer, mod
     whole.final_checkpoint.unlink()
 
     stopped = new_refiner(**settings)
-
-    def progress(done: int, _total: int, news: str) -> None:
-        if done == 5 and not news:
-            raise InterruptedRunError
-
-    stopped.progress = progress
-    with pytest.raises(InterruptedRunError):
-        stopped.run_training()
+    train_until(stopped, iteration=5)
     resumed = new_refiner(**settings)
     resumed.load_checkpoint(str(stopped.latest_checkpoint))
     assert resumed.current_epoch == 2

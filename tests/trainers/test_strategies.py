@@ -34,6 +34,8 @@ from diffseg_nnunet.trainers import (
 from diffseg_nnunet.training.settings import Strategy
 from diffseg_nnunet.workspace import Workspace
 
+from .interruption import train_until
+
 NewTrainer = Callable[..., Any]
 Weights = dict[str, torch.Tensor]
 FROZEN = (DiffSegTrainerDecoder, DiffSegTrainerLinear, DiffSegTrainerNonlinear, DiffSegTrainerPixelEnsemble)
@@ -242,10 +244,6 @@ def test_another_time_step_is_folded_in(project: Project, new_trainer: NewTraine
         start(project, "2d", none, source, adapts=False)
 
 
-class InterruptedRunError(Exception):
-    """Stands in for Ctrl-C, which would end pytest."""
-
-
 @pytest.mark.parametrize("trainer_class", [DiffSegTrainerDecoder, DiffSegTrainerNonlinear, DiffSegTrainerPixelEnsemble])
 def test_a_resumed_run_ends_as_an_uninterrupted_one(
     started: NewTrainer, new_trainer: NewTrainer, trainer_class: type
@@ -257,14 +255,7 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(
     uninterrupted.final_checkpoint.unlink()
 
     stopped = started(trainer_class, "2d", **settings)
-
-    def stop(done: int, _total: int, news: str) -> None:
-        if done == 3 and not news:
-            raise InterruptedRunError
-
-    stopped.progress = stop
-    with pytest.raises(InterruptedRunError):
-        stopped.run_training()
+    train_until(stopped, iteration=3)
     resumed = new_trainer(trainer_class, "2d", **settings)
     resumed.initialize()
     resumed.load_checkpoint(str(stopped.latest_checkpoint))

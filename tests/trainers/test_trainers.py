@@ -25,6 +25,8 @@ from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.trainers import DiffSegPretrainer, DiffSegTrainer, DiffSegTrainerScratch
 from diffseg_nnunet.trainers.base import NOISE_STREAM
 
+from .interruption import train_until
+
 NewTrainer = Callable[..., Any]
 Weights = dict[str, torch.Tensor]
 
@@ -62,20 +64,6 @@ def assert_same(one: Weights, other: Weights) -> None:
     assert [key for key in one if not torch.equal(one[key], other[key])] == []
 
 
-class InterruptedRunError(Exception):
-    """Stands in for Ctrl-C, which would end pytest."""
-
-
-def interrupt_after(trainer: Any, iteration: int) -> None:
-    """Have the trainer stopped as if by Ctrl-C, in the middle of an epoch."""
-
-    def progress(done: int, _total: int, news: str) -> None:
-        if done == iteration and not news:
-            raise InterruptedRunError
-
-    trainer.progress = progress
-
-
 @pytest.fixture
 def pretrained(new_trainer: NewTrainer) -> DiffSegPretrainer:
     """Pretrained for some iterations; its final checkpoint is on the disk."""
@@ -110,9 +98,8 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(new_trainer: NewTrainer, tra
 
     stopped = new_trainer(trainer_class, **settings)
     stopped.final_checkpoint.unlink()
-    interrupt_after(stopped, iteration=5)
-    with pytest.raises(InterruptedRunError):
-        trained(stopped)
+    stopped.initialize()
+    train_until(stopped, iteration=5)
     resumed = resumed_from(stopped, new_trainer(trainer_class, **settings))
     assert resumed.current_epoch == 2
     resumed.run_training()
@@ -136,9 +123,7 @@ def test_guidance_resumes_in_and_between_its_phases(new_trainer: NewTrainer) -> 
     trainer = new_trainer(DiffSegPretrainer, **settings)
     trainer.initialize()
     for iteration, epoch in ((3, 1), (7, 3), (12, 5)):
-        interrupt_after(trainer, iteration)
-        with pytest.raises(InterruptedRunError):
-            trainer.run_training()
+        train_until(trainer, iteration)
         trainer = resumed_from(trainer, new_trainer(DiffSegPretrainer, **settings))
         assert trainer.current_epoch == epoch
     trainer.run_training()

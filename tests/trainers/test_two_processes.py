@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from diffseg_nnunet.training.threads import single_threaded
 from diffseg_nnunet.workspace import Workspace
-from tests.process_state import environment_restored, single_threaded
+from tests.process_state import environment_restored
 
 from .conftest import LABELLED, train_in_two_processes
 from .parallel_run import build, losses_of, weights_of

@@ -146,14 +146,18 @@ def prepare(
     )
 
 
-def set_patch(workspace: Path, dataset: str, patch: Sequence[int], pretraining_batch: int) -> None:
-    """As users of nnU-Net edit a plan by hand."""
+def set_patch(
+    workspace: Path, dataset: str, patch: Sequence[int], pretraining_batch: int, batch: int | None = None
+) -> None:
+    """As users of nnU-Net edit a plan by hand; the training's batch stays as planned where none is given."""
     path = workspace / "nnUNet_preprocessed" / dataset / "DiffSegPlans.json"
     plans = json.loads(path.read_text())
     stages = plans["diffseg"]["configurations"][CONFIGURATION]
     for part in (plans["configurations"][CONFIGURATION], stages["training"], stages["pretraining"]):
         part["patch_size"] = list(patch)
     stages["pretraining"]["batch_size"] = pretraining_batch
+    if batch is not None:
+        plans["configurations"][CONFIGURATION]["batch_size"] = stages["training"]["batch_size"] = batch
     write_json(path, plans)
 
 

@@ -127,25 +127,34 @@ def prepare_all(workspace: Path, checkpoint: Path) -> None:
     done.touch()
 
 
-def _report(comparison: Comparison) -> str:
-    """The benchmark's own report, a section of ours."""
+def benchmark_report(output: Path, name: str) -> str:
+    """The report of a finished benchmark as part of a section of ours, its pictures copied as `name`_*.png.
+
+    Args:
+        output: the benchmark's folder.
+    """
     pictures = RESULTS.parent / "pictures"
     pictures.mkdir(exist_ok=True)
-    for name in ("curve", "learning_curves"):
-        source = comparison.output / f"{name}.png"
+    for picture in ("curve", "learning_curves"):
+        source = output / f"{picture}.png"
         write_file(
-            pictures / f"few_labels_{name}.png", lambda temporary, found=source: shutil.copyfile(found, temporary)
+            pictures / f"{name}_{picture}.png", lambda temporary, found=source: shutil.copyfile(found, temporary)
         )
-    report = (comparison.output / "table.md").read_text(encoding="utf-8")
-    body = re.sub(r"^# .*\n", "", report)
+    body = re.sub(r"^# .*\n", "", (output / "table.md").read_text(encoding="utf-8"))
+    return (
+        f"{re.sub(r'^## ', '### ', body, flags=re.MULTILINE).strip()}\n\n"
+        f"![DSC over labels](pictures/{name}_curve.png)\n"
+        f"![Learning curves](pictures/{name}_learning_curves.png)"
+    )
+
+
+def _report(comparison: Comparison) -> str:
     return (
         "## Few labels\n\nScript: `benchmarks/few_labels.py`. The pretraining: "
         f"{comparison.pretrain_iterations} iterations, coordinates `{comparison.mode}`, by `benchmarks/abdomen.py`. "
         f"{describe(comparison.workspace)} The labelled data set is planned from its checkpoint; training patches of "
         f"{'×'.join(map(str, PATCH))}, two a batch, AdamW at 2e-3 for all. What follows is the report of `diffseg "
-        f"benchmark few-label`.\n\n{re.sub(r'^## ', '### ', body, flags=re.MULTILINE).strip()}\n\n"
-        "![DSC over labels](pictures/few_labels_curve.png)\n"
-        "![Learning curves](pictures/few_labels_learning_curves.png)"
+        f"benchmark few-label`.\n\n{benchmark_report(comparison.output, 'few_labels')}"
     )
 
 

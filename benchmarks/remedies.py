@@ -38,6 +38,8 @@ from results import diffseg, interval, table, write_section
 from diffseg_nnunet.atomic import write_json
 
 TWIN = "from scratch"
+SeedScores = dict[int, dict[str, float]]
+"""Seed -> case -> mean DSC over the organs."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,8 @@ class Variant:
         mode: of the coordinates in pretraining; None: no pretraining.
         iterations: of the pretraining.
         pretraining: further options of it.
-        training: further options of the fine-tuning.
+        training: further options of the training.
+        trainer: the class that trains it.
     """
 
     words: str
@@ -57,6 +60,7 @@ class Variant:
     iterations: int = 2000
     pretraining: tuple[object, ...] = ()
     training: tuple[object, ...] = ()
+    trainer: str = "DiffSegTrainer"
 
     @property
     def in_full(self) -> str:
@@ -66,7 +70,7 @@ class Variant:
 
 
 VARIANTS = {
-    "twin": Variant(TWIN, mode=None),
+    "twin": Variant(TWIN, mode=None, training=("--strategy", "scratch"), trainer="DiffSegTrainerScratch"),
     "all": Variant("encoder and decoder", training=("--transfer", "all")),
     "none400": Variant(
         "encoder and decoder, folded at time step 400",
@@ -96,16 +100,20 @@ def main() -> None:
     parser.add_argument("--no-report", action="store_true")
     options = parser.parse_args()
     prepare(options.workspace, options.data)
-    _prepare(options.workspace)
+    prepare_folds(options.workspace)
+    chosen = {name: VARIANTS[name] for name in options.variants}
     scores = {
-        name: {seed: _scores(options.workspace, name, seed, options.iterations) for seed in options.seeds}
-        for name in options.variants
+        name: {
+            seed: scores_of(options.workspace, f"remedy_{name}", variant, seed, options.iterations)
+            for seed in options.seeds
+        }
+        for name, variant in chosen.items()
     }
     if not options.no_report:
         write_section("remedies", _report(options, scores))
 
 
-def _prepare(workspace: Path) -> None:
+def prepare_folds(workspace: Path) -> None:
     """The training patch of few_labels.py, and folds whose validation cases are all other training cases."""
     folder = workspace / "nnUNet_preprocessed" / NAME
     path = folder / "splits_final.json"
@@ -119,43 +127,53 @@ def _prepare(workspace: Path) -> None:
     write_json(path, [*folds, *({"train": two, "val": [case for case in cases if case not in two]} for two in few)])
 
 
-def _scores(workspace: Path, name: str, seed: int, iterations: int) -> dict[str, float]:
+def scores_of(workspace: Path, name: str, variant: Variant, seed: int, iterations: int) -> dict[str, float]:
     """Validation case -> mean DSC over the organs, of one training."""
-    variant, fold, run = VARIANTS[name], 1 + FEW_FOLDS + seed, f"remedy_{name}_seed{seed}_{iterations}"
-    trainer = "DiffSegTrainerScratch" if variant.mode is None else "DiffSegTrainer"
-    folder = run_folder(workspace, run) / NAME / f"{trainer}__DiffSegPlans__{CONFIGURATION}" / f"fold_{fold}"
+    fold, run = 1 + FEW_FOLDS + seed, f"{name}_seed{seed}_{iterations}"
+    folder = run_folder(workspace, run) / NAME / f"{variant.trainer}__DiffSegPlans__{CONFIGURATION}" / f"fold_{fold}"
     report = folder / "validation_report" / "scores.json"
     if not report.is_file():
-        start: Sequence[object] = ("--strategy", "scratch")
+        start: tuple[object, ...] = ()
         if variant.mode is not None:
             made = pretrain(workspace, variant.mode, 0, variant.iterations, variant.pretraining)
-            start = ("--pretrained", made.checkpoint, *variant.training)
+            start = ("--pretrained", made.checkpoint)
         diffseg(
             *("train", LABELLED, "-c", CONFIGURATION, "-f", fold, "--iterations", iterations, "--seed", seed),
-            *("--optimizer", "adamw", *start),
+            *("--optimizer", "adamw", *start, *variant.training),
             environment=run_environment(workspace, run),
         )
     return {case["case"]: case["dsc"] for case in json.loads(report.read_text())["case_means"]}
 
 
-def _report(options: argparse.Namespace, scores: dict[str, dict[int, dict[str, float]]]) -> str:
+def compared(scores: dict[str, SeedScores], baseline: str, words: dict[str, str]) -> list[list[str]]:
+    """Rows of a table: what, its mean DSC, and how far above the baseline it is; intervals over seeds and cases."""
     rows = []
     for name, by_seed in scores.items():
         pairs = [(seed, case) for seed, of_cases in by_seed.items() for case in of_cases]
-        cells = [VARIANTS[name].in_full, interval([by_seed[seed][case] for seed, case in pairs], 3)]
-        if name == "twin" or "twin" not in scores:
-            cells.append("")
-        else:
-            cells.append(interval([by_seed[seed][case] - scores["twin"][seed][case] for seed, case in pairs], 3))
+        cells = [words[name], interval([by_seed[seed][case] for seed, case in pairs], 3), ""]
+        if name != baseline and baseline in scores:
+            cells[-1] = interval([by_seed[seed][case] - scores[baseline][seed][case] for seed, case in pairs], 3)
         rows.append(cells)
+    return rows
+
+
+def circumstances(workspace: Path, seeds: Sequence[int], iterations: int) -> str:
+    """What all trainings here have in common, for a report."""
     drawn = splits()
-    cases = "; ".join(f"seed {seed}: {' and '.join(drawn[1 + seed]['train'])}" for seed in options.seeds)
+    cases = "; ".join(f"seed {seed}: {' and '.join(drawn[1 + seed]['train'])}" for seed in seeds)
     return (
-        "## What fine-tuning should start from\n\nScript: `benchmarks/remedies.py`. Settings compared on training "
-        f"cases alone: two labelled BTCV cases ({cases}), scored on the twelve others that may be trained on. "
-        f"{describe(options.workspace)} Training patches of {'×'.join(map(str, PATCH))}, two a batch, "
-        f"{options.iterations} iterations of AdamW at 2e-3, the same batches for all. Pretraining saw the images of "
-        "all 14, without labels. Mean DSC over 13 organs, [95 % interval] over seeds and cases.\n\n"
+        f"Compared on training cases alone: two labelled BTCV cases ({cases}), scored on the twelve others that may be "
+        f"trained on. {describe(workspace)} Training patches of {'×'.join(map(str, PATCH))}, two a batch, {iterations} "
+        "iterations of AdamW, the same batches for all. Pretraining saw the images of all 14, without labels. Mean DSC "
+        "over 13 organs, [95 % interval] over seeds and cases."
+    )
+
+
+def _report(options: argparse.Namespace, scores: dict[str, SeedScores]) -> str:
+    rows = compared(scores, "twin", {name: variant.in_full for name, variant in VARIANTS.items()})
+    return (
+        "## What fine-tuning should start from\n\nScript: `benchmarks/remedies.py`. "
+        f"{circumstances(options.workspace, options.seeds, options.iterations)}\n\n"
         + table(("started from", "DSC", f"minus {TWIN}"), rows)
     )
 

@@ -22,28 +22,15 @@ import numpy as np
 from results import diffseg
 
 from diffseg_nnunet.atomic import write_json
+from diffseg_nnunet.dataset_conversion.btcv import BTCVConverter
 from diffseg_nnunet.pipeline.manifest import FILE_NAME
 from diffseg_nnunet.workspace import NNUNET_VARIABLES
 
 LABELLED, POOL = 21, 22
 NAME, POOL_NAME = "Dataset021_BTCVTrain", "Dataset022_OpenKBPUnlabelled"
 CONFIGURATION = "3d_fullres"
-ORGANS = (
-    "spleen",
-    "right_kidney",
-    "left_kidney",
-    "gallbladder",
-    "esophagus",
-    "liver",
-    "stomach",
-    "aorta",
-    "inferior_vena_cava",
-    "portal_and_splenic_veins",
-    "pancreas",
-    "right_adrenal_gland",
-    "left_adrenal_gland",
-)
-LABELS = {"background": 0} | {organ: value for value, organ in enumerate(ORGANS, start=1)}
+LABELS = {"background": 0} | BTCVConverter.labels
+ORGANS = tuple(BTCVConverter.labels)
 TRAINING = tuple(f"{number:04d}" for number in (*range(1, 11), *range(21, 25)))
 HELD_OUT = tuple(f"{number:04d}" for number in range(25, 35))
 COMPLETE = tuple(number for number in TRAINING if number != "0023")  # that one has no gallbladder

@@ -11,7 +11,8 @@ from __future__ import annotations
 import argparse
 
 from abdomen import add_arguments, prepare
-from remedies import Variant, circumstances, compared, prepare_folds, scores_of
+from few_labels import MODE
+from remedies import LENGTH, Variant, circumstances, compared, prepare_folds, scores_of
 from results import table, write_section
 
 DEFAULT = "folded"
@@ -37,14 +38,15 @@ def main() -> None:
     parser.add_argument("--no-report", action="store_true")
     options = parser.parse_args()
     prepare(options.workspace, options.data)
-    prepare_folds(options.workspace)
+    folds = prepare_folds(options.workspace, options.seeds)
     scores = {}
     for name in options.readings:
         words, chosen = READINGS[name]
         variant = Variant(words, training=("--strategy", "linear", *chosen), trainer="DiffSegTrainerLinear")
         run = f"probe_{name}"
         scores[name] = {
-            seed: scores_of(options.workspace, run, variant, seed, options.iterations) for seed in options.seeds
+            seed: scores_of(options.workspace, run, variant, fold, seed, options.iterations)
+            for seed, fold in folds.items()
         }
     if options.no_report:
         return
@@ -52,8 +54,8 @@ def main() -> None:
     write_section(
         "probe-readings",
         "## What a probe should read\n\nScript: `benchmarks/probe_readings.py`, `--strategy linear`. "
-        f"{circumstances(options.workspace, options.seeds, options.iterations)} Pretrained for 2000 iterations, "
-        "coordinates `auxiliary`.\n\n" + table(("what is read", "DSC", "minus the default"), rows),
+        f"{circumstances(options.workspace, options.seeds, options.iterations)} Pretrained for {LENGTH} iterations, "
+        f"coordinates `{MODE}`.\n\n" + table(("what is read", "DSC", "minus the default"), rows),
     )
 
 

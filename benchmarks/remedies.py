@@ -2,15 +2,15 @@
 
 Usage: python benchmarks/remedies.py WORKSPACE DATA [--seeds 0] [--iterations 1200] [--variants NAME ...]
 
-Fold seed + 11 of abdomen.py's workspace learns from two labelled BTCV cases, and is scored on the other twelve training
-cases; the held-out ones are not looked at. Every variant has the same cases, batches and length. What is done is not
-done twice.
+On few_labels.py's data set: two labelled BTCV cases are learned from, the other twelve training cases scored; the
+held-out ones are not looked at. Every variant has the same cases, batches and length. What is done is not done twice.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +18,6 @@ from pathlib import Path
 from abdomen import (
     CONFIGURATION,
     FEW_FOLDS,
-    LABELLED,
-    NAME,
-    PRETRAINING_BATCH,
     RATE,
     TRAINING,
     add_arguments,
@@ -29,15 +26,16 @@ from abdomen import (
     pretrain,
     run_environment,
     run_folder,
-    set_patch,
     splits,
 )
-from few_labels import PATCH
+from few_labels import ID, MODE, NAME, PATCH, prepare_all
 from results import diffseg, interval, table, write_section
 
-from diffseg_nnunet.atomic import write_json
+from diffseg_nnunet.benchmarking.divisions import Division, ensure_fold
+from diffseg_nnunet.pipeline.project import Project
+from diffseg_nnunet.workspace import Workspace
 
-TWIN = "from scratch"
+TWIN, LENGTH = "from scratch", 2000
 SeedScores = dict[int, dict[str, float]]
 """Seed -> case -> mean DSC over the organs."""
 
@@ -56,8 +54,8 @@ class Variant:
     """
 
     words: str
-    mode: str | None = "auxiliary"
-    iterations: int = 2000
+    mode: str | None = MODE
+    iterations: int = LENGTH
     pretraining: tuple[object, ...] = ()
     training: tuple[object, ...] = ()
     trainer: str = "DiffSegTrainer"
@@ -100,12 +98,12 @@ def main() -> None:
     parser.add_argument("--no-report", action="store_true")
     options = parser.parse_args()
     prepare(options.workspace, options.data)
-    prepare_folds(options.workspace)
+    folds = prepare_folds(options.workspace, options.seeds)
     chosen = {name: VARIANTS[name] for name in options.variants}
     scores = {
         name: {
-            seed: scores_of(options.workspace, f"remedy_{name}", variant, seed, options.iterations)
-            for seed in options.seeds
+            seed: scores_of(options.workspace, f"remedy_{name}", variant, fold, seed, options.iterations)
+            for seed, fold in folds.items()
         }
         for name, variant in chosen.items()
     }
@@ -113,23 +111,22 @@ def main() -> None:
         write_section("remedies", _report(options, scores))
 
 
-def prepare_folds(workspace: Path) -> None:
-    """The training patch of few_labels.py, and folds whose validation cases are all other training cases."""
-    folder = workspace / "nnUNet_preprocessed" / NAME
-    path = folder / "splits_final.json"
-    folds = json.loads(path.read_text())
-    if len(folds) > 1 + FEW_FOLDS:
-        return
-    set_patch(workspace, NAME, PATCH, PRETRAINING_BATCH)
-    diffseg("preprocess", LABELLED, "-c", CONFIGURATION, environment=run_environment(workspace))
-    cases = [f"btcv{number}" for number in TRAINING]
-    few = [fold["train"] for fold in splits()[1:]]
-    write_json(path, [*folds, *({"train": two, "val": [case for case in cases if case not in two]} for two in few)])
+def prepare_folds(workspace: Path, seeds: Sequence[int]) -> dict[int, int]:
+    """Seed -> the fold of few_labels.py's data set that learns from two cases and is scored on twelve others."""
+    prepare_all(workspace, pretrain(workspace, MODE, 0, LENGTH).checkpoint)
+    os.environ.update(run_environment(workspace))
+    project = Project.open(Workspace.locate(None).activate(), ID)
+    cases, drawn = {f"btcv{number}" for number in TRAINING}, splits()
+    folds = {}
+    for seed in seeds:
+        few = drawn[1 + seed]["train"]
+        folds[seed] = ensure_fold(project, CONFIGURATION, Division(tuple(few), tuple(sorted(cases.difference(few)))))
+    return folds
 
 
-def scores_of(workspace: Path, name: str, variant: Variant, seed: int, iterations: int) -> dict[str, float]:
+def scores_of(workspace: Path, name: str, variant: Variant, fold: int, seed: int, iterations: int) -> dict[str, float]:
     """Validation case -> mean DSC over the organs, of one training."""
-    fold, run = 1 + FEW_FOLDS + seed, f"{name}_seed{seed}_{iterations}"
+    run = f"{name}_seed{seed}_{iterations}"
     folder = run_folder(workspace, run) / NAME / f"{variant.trainer}__DiffSegPlans__{CONFIGURATION}" / f"fold_{fold}"
     report = folder / "validation_report" / "scores.json"
     if not report.is_file():
@@ -138,9 +135,9 @@ def scores_of(workspace: Path, name: str, variant: Variant, seed: int, iteration
             made = pretrain(workspace, variant.mode, 0, variant.iterations, variant.pretraining)
             start = ("--pretrained", made.checkpoint)
         diffseg(
-            *("train", LABELLED, "-c", CONFIGURATION, "-f", fold, "--iterations", iterations, "--seed", seed),
+            *("train", ID, "-c", CONFIGURATION, "-f", fold, "--iterations", iterations, "--seed", seed),
             *("--optimizer", "adamw", *start, *variant.training),
-            environment=run_environment(workspace, run),
+            environment=run_environment(workspace, run, NAME),
         )
     return {case["case"]: case["dsc"] for case in json.loads(report.read_text())["case_means"]}
 

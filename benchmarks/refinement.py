@@ -23,6 +23,8 @@ from refinement_runs import ALONE, TEST, TUNING, VARIANTS, WORDS, Refinement, fi
 from refinement_tables import SMALL, Setting, calibration_table, said_of_default, score_table, structure_table
 from results import write_section
 
+from diffseg_nnunet.workspace import Workspace
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -33,9 +35,11 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=300, help="of every refiner")
     parser.add_argument("--width", type=int, default=16, help="of the refiner's first stage")
     parser.add_argument("--samples", type=int, default=4, help="averaged")
-    parser.add_argument("--sampling-steps", type=int, default=5, help="of the reverse process, trained with 10")
+    parser.add_argument("--sampling-steps", type=int, default=2, help="of the reverse process, trained with 10")
+    parser.add_argument("--tuning-scans", type=int, default=6, help="of each segmentor that has any, the first")
     parser.add_argument("--no-report", action="store_true")
     options = parser.parse_args()
+    Workspace.locate(options.workspace.resolve()).activate()
     segmentors = find_segmentors(options)
     refinements = [Refinement(each, variant, options) for each in segmentors for variant in options.variants]
     for refinement in refinements:
@@ -67,11 +71,12 @@ def _report(options: argparse.Namespace, refinements: Sequence[Refinement]) -> s
     return f"""## Refinement (HiDiff)
 
 Script: `benchmarks/refinement.py`. The segmentors are those that `benchmarks/few_labels.py` fine-tuned, seeds \
-{", ".join(map(str, options.seeds))} (other labelled cases for each). Each refiner has {options.iterations} iterations, \
-width {options.width}, patches of {"×".join(map(str, PATCH))}, T = 10, and averages {options.samples} samples of \
-{options.sampling_steps} DDIM steps. "Before" is the segmentor as it was, predicted with test-time mirroring as it is \
-refined; `alternate` trains a copy of it on. 13 organs, protocol `plain`, NSD at 1 mm. The refiners learn from the \
-segmentor's own labelled cases alone.
+{", ".join(map(str, options.seeds))} (other labelled cases for each). Each refiner has {options.iterations} \
+iterations, width {options.width}, patches of {"×".join(map(str, PATCH))}, T = 10, and averages {options.samples} \
+samples of {options.sampling_steps} DDIM steps; the command's defaults are 40,000 iterations and 8 samples of 10 \
+steps. "Before" is the segmentor as it was, predicted with test-time mirroring as it is refined; `alternate` trains a \
+copy of it on. 13 organs, protocol `plain`, NSD at 1 mm. The refiners learn from the segmentor's own labelled cases \
+alone.
 
 Differences are after minus before, of the same case, structure and seed, averaged over the seeds first; [95 % \
 bootstrap interval over cases] and p of a two-sided Wilcoxon signed-rank test over cases, in brackets with Holm's \
@@ -79,8 +84,8 @@ correction over the rows. What one side does not define (the HD95 of a structure
 
 ### Training scans without labels: what is to be chosen
 
-Scans that may be trained and tuned on, and whose labels no network of the row has seen. The command's default is \
-frozen, full precision.
+Scans that may be trained and tuned on, and whose labels the segmentor and its refiner have not seen: \
+{options.tuning_scans} for each seed. The command's default is frozen, full precision.
 
 {chosen}
 

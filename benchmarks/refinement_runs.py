@@ -158,7 +158,8 @@ def find_segmentors(options: argparse.Namespace) -> list[Segmentor]:
         for seed in options.seeds:
             fold = next((each for each in drawn.values() if (each.labels, each.seed) == (labels, seed)), None)
             if fold is not None:
-                found.append(Segmentor(options.workspace, labels, seed, fold.fold, fold.val, fold.unlabelled))
+                tuning = fold.unlabelled[: options.tuning_scans]
+                found.append(Segmentor(options.workspace, labels, seed, fold.fold, fold.val, tuning))
             if fold is None or not found[-1].checkpoint.is_file():
                 sys.exit(
                     f"No segmentor of {labels}, seed {seed}: run `python benchmarks/few_labels.py {options.workspace} "

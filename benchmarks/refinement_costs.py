@@ -12,8 +12,8 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from abdomen import CONFIGURATION, run_environment
-from few_labels import ID, NAME
+from abdomen import CONFIGURATION, run_folder
+from few_labels import ID
 from refinement_runs import TEST, WORDS, Refinement
 from refinement_tables import Setting
 from results import cached, table
@@ -21,6 +21,7 @@ from results import cached, table
 from diffseg_nnunet.refinement.binary import pack_state
 from diffseg_nnunet.refinement.network import Refiner, RefinerArchitecture
 from diffseg_nnunet.training.checkpoint import load_safely
+from diffseg_nnunet.workspace import NNUNET_VARIABLES
 
 COST_CASES, THRESHOLD_BITS = 3, 0.2
 
@@ -35,8 +36,10 @@ def prediction_costs(refinements: Sequence[Refinement]) -> dict[str, dict[str, f
     images.mkdir(parents=True, exist_ok=True)
     for case in segmentor.images(TEST)[:COST_CASES]:
         shutil.copy2(case.images[0], images)
-    shared = run_environment(segmentor.workspace, segmentor.run, NAME)
-    contenders: dict[str, tuple[Mapping[str, str], tuple[object, ...]]] = {"plain": (shared, ())}
+    own = run_folder(segmentor.workspace, segmentor.run).resolve()
+    contenders: dict[str, tuple[Mapping[str, str], tuple[object, ...]]] = {
+        "plain": ({**first.environment, NNUNET_VARIABLES[2]: str(own)}, ())
+    }
     for refinement in refinements:
         if refinement.segmentor == segmentor and not refinement.variant.endswith("alternate"):
             contenders[WORDS[refinement.variant]] = (refinement.environment, ("--refine",))

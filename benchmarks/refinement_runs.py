@@ -192,7 +192,8 @@ def _measured(segmentor: Segmentor, part: str, run: str, predict: Callable[[Path
     Args:
         predict: makes them, with probabilities, in the folder it is given or another, and returns which.
     """
-    folder = segmentor.workspace / "benchmarks" / "refinement" / run / part
+    name = f"{part}_{len(segmentor.cases(part))}"  # so many tuning scans were asked for
+    folder = segmentor.workspace / "benchmarks" / "refinement" / run / name
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not (folder / _DONE).is_file():

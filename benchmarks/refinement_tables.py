@@ -12,15 +12,7 @@ from results import table
 
 from diffseg_nnunet.benchmarking.results import SHOWN_METRICS, averaged, joined
 from diffseg_nnunet.evaluation.comparison import PairedScore, compare, holm, signed_rank_test
-from diffseg_nnunet.evaluation.statistics import (
-    ALL_STRUCTURES,
-    METRICS,
-    Evaluation,
-    case_means,
-    mean_with_interval,
-    summarise_all,
-    summarise_structure,
-)
+from diffseg_nnunet.evaluation.statistics import ALL_STRUCTURES, METRICS, Evaluation, case_means, mean_with_interval
 from diffseg_nnunet.evaluation.tables import estimate_text, p_text
 
 SMALL = (
@@ -66,20 +58,16 @@ class Setting:
 def restricted(
     evaluation: Evaluation, *, cases: Sequence[str] | None = None, structures: Sequence[str] | None = None
 ) -> Evaluation:
-    """The same of some cases and structures only; None: all."""
-    own = [each.structure for each in evaluation.structures if structures is None or each.structure in structures]
-    rows = [row for row in evaluation.rows if row.structure in own and (cases is None or row.case in cases)]
-    return replace(
-        evaluation,
-        rows=tuple(rows),
-        structures=tuple(summarise_structure(name, rows) for name in own),
-        case_means=case_means(rows),
-        overall=summarise_all(rows),
-    )
+    """The scores of some cases and structures only; None: all. Summaries are left to :func:`over_seeds`."""
+    own = [each for each in evaluation.structures if structures is None or each.structure in structures]
+    names = {each.structure for each in own}
+    rows = [row for row in evaluation.rows if row.structure in names and (cases is None or row.case in cases)]
+    return replace(evaluation, rows=tuple(rows), structures=tuple(own), case_means=case_means(rows))
 
 
 def defined_on_both(before: Evaluation, after: Evaluation) -> tuple[Evaluation, Evaluation]:
-    """Both without the scores that one of them does not define, such as the HD95 of a structure it misses."""
+    """Both without the scores that one of them does not define, such as the HD95 of a structure it misses; summaries
+    are left to :func:`over_seeds`."""
     others = {(row.case, row.structure): row for row in after.rows}
     pairs = [(row, others[row.case, row.structure]) for row in before.rows if (row.case, row.structure) in others]
     sides: tuple[list, list] = ([], [])
@@ -94,7 +82,7 @@ def defined_on_both(before: Evaluation, after: Evaluation) -> tuple[Evaluation, 
 
 
 def over_seeds(evaluations: Sequence[Evaluation]) -> Evaluation:
-    """Scores of each case averaged over the evaluations that have it."""
+    """Scores of each case averaged over the evaluations that have it, and their summaries."""
     cases = sorted({mean.case for evaluation in evaluations for mean in evaluation.case_means})
     having = {
         case: [each for each in evaluations if any(mean.case == case for mean in each.case_means)] for case in cases

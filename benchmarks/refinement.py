@@ -1,7 +1,7 @@
 """What the refiner (HiDiff, arXiv 2407.03548) is worth: abdominal organs before and after, paired, and what it costs.
 
 Usage: python benchmarks/refinement.py WORKSPACE [--budgets 2cases 14cases] [--seeds 0 1 2]
-           [--variants frozen alternate binary binary_alternate] [--iterations 300] [--no-report]
+           [--variants frozen alternate binary binary_alternate] [--iterations 200] [--no-report]
 
 WORKSPACE is few_labels.py's, and the segmentors are those that it fine-tuned. Each is refined in every variant, with
 results of its own. The ten held-out BTCV scans are tested on; what is to be chosen is told by the training scans that a
@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--budgets", nargs="+", default=["2cases", "14cases"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
-    parser.add_argument("--iterations", type=int, default=300, help="of every refiner")
+    parser.add_argument("--iterations", type=int, default=200, help="of every refiner")
     parser.add_argument("--width", type=int, default=16, help="of the refiner's first stage")
     parser.add_argument("--samples", type=int, default=4, help="averaged")
     parser.add_argument("--sampling-steps", type=int, default=2, help="of the reverse process, trained with 10")

@@ -1,0 +1,214 @@
+"""The networks of refinement.py: segmentors that few_labels.py fine-tuned, their refiners, and what both predict."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from abdomen import CONFIGURATION, run_environment, run_folder
+from calibration import Calibration, case_calibration
+from few_labels import ID, MODE, NAME
+from filelock import FileLock
+from refinement_tables import Scored
+from results import diffseg
+
+from diffseg_nnunet.atomic import write_json
+from diffseg_nnunet.budgets.folds import read_budget_folds
+from diffseg_nnunet.evaluation.report import read_report
+from diffseg_nnunet.inference.predictor import load_predictor, predict_cases
+from diffseg_nnunet.inference.refining import RefineOptions, load_refining_predictor
+from diffseg_nnunet.pipeline.device import prepare_device
+from diffseg_nnunet.pipeline.evaluating import evaluate
+from diffseg_nnunet.pipeline.stages import FINAL
+from diffseg_nnunet.raw_dataset import Case
+
+VARIANTS = {
+    "frozen": (),
+    "alternate": ("--segmentor", "alternate"),
+    "binary": ("--binary",),
+    "binary_alternate": ("--binary", "--segmentor", "alternate"),
+}
+WORDS = {
+    "frozen": "frozen, full precision",
+    "alternate": "alternate, full precision",
+    "binary": "frozen, binarised",
+    "binary_alternate": "alternate, binarised",
+}
+TEST, TUNING, ALONE = "test", "tuning", "alone"
+_DONE = "calibration.json"
+
+
+@dataclass(frozen=True)
+class Segmentor:
+    """A network that few_labels.py has fine-tuned.
+
+    Attributes:
+        labels: the budget.
+        seed: of its draw and of the training.
+        fold: that it is.
+        test: the held-out cases.
+        tuning: training scans that it was not trained on; none where all were.
+    """
+
+    workspace: Path
+    labels: str
+    seed: int
+    fold: int
+    test: tuple[str, ...]
+    tuning: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.labels}_seed{self.seed}"
+
+    @property
+    def run(self) -> str:
+        """That it was trained in."""
+        return f"few_labels_{MODE}"
+
+    @property
+    def model(self) -> Path:
+        return _model(self.workspace, self.run, "DiffSegTrainer")
+
+    @property
+    def checkpoint(self) -> Path:
+        return (self.model / f"fold_{self.fold}" / FINAL).resolve()
+
+    def cases(self, part: str) -> tuple[str, ...]:
+        return self.tuning if part == TUNING else self.test
+
+    def images(self, part: str) -> list[Case]:
+        folder = self.workspace / "nnUNet_raw" / NAME / "imagesTr"
+        return [Case(case, (folder / f"{case}_0000.nii.gz",), None) for case in self.cases(part)]
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """A segmentor and a way to refine it; measured once, part by part."""
+
+    segmentor: Segmentor
+    variant: str
+    options: argparse.Namespace
+
+    @property
+    def run(self) -> str:
+        own = self.options
+        return (
+            f"refine_{self.segmentor.name}_{self.variant}_{own.iterations}_width{own.width}"
+            f"_{own.samples}x{own.sampling_steps}"
+        )
+
+    @property
+    def model(self) -> Path:
+        return _model(self.segmentor.workspace, self.run, "DiffSegRefinerTrainer")
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.model / f"fold_{self.segmentor.fold}" / FINAL
+
+    @cached_property
+    def environment(self) -> dict[str, str]:
+        return run_environment(self.segmentor.workspace, self.run, NAME)
+
+    @property
+    def parts(self) -> list[str]:
+        """What of it is measured."""
+        parts = [TEST, *([TUNING] if self.segmentor.tuning else [])]
+        return [*parts, *([ALONE] if self.variant.endswith("alternate") else [])]
+
+    def measure(self, part: str) -> Scored:
+        """The refined test or tuning scans; or, ALONE, the test scans by the segmentor that learnt with the refiner."""
+        return _measured(self.segmentor, part, self.run, lambda folder: self._predict(part, folder))
+
+    def _predict(self, part: str, folder: Path) -> Path:
+        segmentor, own = self.segmentor, self.options
+        if part == TEST:  # the stage's own validation
+            diffseg(
+                *("refine", ID, "-c", CONFIGURATION, "-f", segmentor.fold, "--checkpoint", segmentor.checkpoint),
+                *("--iterations", own.iterations, "--seed", segmentor.seed, "--width", own.width, "--npz"),
+                *("--samples", own.samples, "--sampling-steps", own.sampling_steps, *VARIANTS[self.variant]),
+                environment=self.environment,
+            )
+            return self.checkpoint.parent / "validation"
+        device = prepare_device("auto")
+        if part == ALONE:
+            predictor = load_predictor(self.model, [segmentor.fold], device, True, FINAL)
+        else:
+            chosen = RefineOptions(seed=segmentor.seed)
+            predictor = load_refining_predictor(self.model, [segmentor.fold], device, True, FINAL, chosen)
+        return _predicted(predictor, segmentor.images(part), folder)
+
+
+def _model(workspace: Path, run: str, trainer: str) -> Path:
+    return run_folder(workspace, run) / NAME / f"{trainer}__DiffSegPlans__{CONFIGURATION}"
+
+
+def find_segmentors(options: argparse.Namespace) -> list[Segmentor]:
+    """Those asked for; ends the script where one is missing, and says what makes it."""
+    folder = options.workspace / "nnUNet_preprocessed" / NAME
+    drawn = read_budget_folds(folder, json.loads((folder / "splits_final.json").read_text()))
+    found = []
+    for labels in options.budgets:
+        for seed in options.seeds:
+            fold = next((each for each in drawn.values() if (each.labels, each.seed) == (labels, seed)), None)
+            if fold is not None:
+                tuning = fold.unlabelled[: options.tuning_scans]
+                found.append(Segmentor(options.workspace, labels, seed, fold.fold, fold.val, tuning))
+            if fold is None or not found[-1].checkpoint.is_file():
+                sys.exit(
+                    f"No segmentor of {labels}, seed {seed}: run `python benchmarks/few_labels.py {options.workspace} "
+                    f"DATA --budgets {labels} --seeds {seed} --strategies finetune --no-report` first."
+                )
+    return found
+
+
+def plain(segmentor: Segmentor, part: str) -> Scored:
+    """The segmentor's own predictions of the test or tuning scans; ALONE has those of the test scans before it."""
+    part = TEST if part == ALONE else part
+
+    def predict(folder: Path) -> Path:
+        predictor = load_predictor(segmentor.model, [segmentor.fold], prepare_device("auto"), True, FINAL)
+        return _predicted(predictor, segmentor.images(part), folder)
+
+    return _measured(segmentor, part, f"plain_{segmentor.name}", predict)
+
+
+def _predicted(predictor: Any, cases: Sequence[Case], folder: Path) -> Path:
+    failed = predict_cases(predictor, cases, folder, save_probabilities=True, skip_existing=True)
+    if failed:
+        sys.exit(f"{failed[0].case} could not be predicted: {failed[0].reason}")
+    return folder
+
+
+def _measured(segmentor: Segmentor, part: str, run: str, predict: Callable[[Path], Path]) -> Scored:
+    """Scores and calibration of predictions, once; probabilities are removed, a hundred megabytes a case.
+
+    Args:
+        predict: makes them, with probabilities, in the folder it is given or another, and returns which.
+    """
+    name = f"{part}_{len(segmentor.cases(part))}"  # so many tuning scans were asked for
+    folder = segmentor.workspace / "benchmarks" / "refinement" / run / name
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not (folder / _DONE).is_file():
+            predictions = predict(folder / "predictions")
+            preprocessed = segmentor.workspace / "nnUNet_preprocessed" / NAME
+            references = preprocessed / "gt_segmentations"
+            cases = segmentor.cases(part)
+            evaluate(predictions, references, preprocessed / "dataset.json", folder, cases=cases)
+            found = {
+                case: asdict(case_calibration(predictions / f"{case}.npz", references / f"{case}.nii.gz"))
+                for case in cases
+            }
+            write_json(folder / _DONE, found)
+            for case in cases:
+                for ending in (".npz", ".pkl"):
+                    (predictions / f"{case}{ending}").unlink()
+    calibrations = json.loads((folder / _DONE).read_text())
+    return Scored(read_report(folder), {case: Calibration(**each) for case, each in calibrations.items()})

@@ -303,7 +303,12 @@ class DiffSegRefinerTrainer(SegmentationTrainer):
         pair = RefiningSegmentor(unwrapped(self.network), self.refiner)
         options, regions = self.sampling_options(), self.label_manager.has_regions
         predictor = RefiningPredictor(
-            self.collaboration.diffusion, options, regions, device=self.device, allow_tqdm=False
+            self.collaboration.diffusion,
+            options,
+            regions,
+            self.settings.precision,
+            device=self.device,
+            allow_tqdm=False,
         )
         return predictor_of(self, predictor, pair)
 

@@ -20,7 +20,7 @@ from diffseg_nnunet.refinement.logits import refined_logits
 from diffseg_nnunet.refinement.network import Refiner, RefinerArchitecture
 from diffseg_nnunet.refinement.sampling import BernoulliSampler, refine, uncertain_voxels
 from diffseg_nnunet.training import checkpoint as checkpoints
-from diffseg_nnunet.training.precision import float_format
+from diffseg_nnunet.training.precision import Precision, choose_dtype, float_format
 from diffseg_nnunet.training.refining import RefinementSettings
 from diffseg_nnunet.training.seeding import derived_seed
 
@@ -80,14 +80,23 @@ class RefiningPredictor(nnUNetPredictor):
         diffusion: the process the refiner was trained with.
         options: how windows are refined; complete.
         regions: whether outputs are regions, which may overlap.
+        precision: of the refiner's passes on a CPU, by which it was trained.
 
     Attributes:
         refined_voxels, seen_voxels: of the windows since :meth:`reset_share`.
     """
 
-    def __init__(self, diffusion: BernoulliDiffusion, options: RefineOptions, regions: bool, **of_nnunet: Any):
+    def __init__(
+        self,
+        diffusion: BernoulliDiffusion,
+        options: RefineOptions,
+        regions: bool,
+        precision: Precision = "auto",
+        **of_nnunet: Any,
+    ):
         super().__init__(**of_nnunet)
-        self.diffusion, self.options, self.exclusive = diffusion, options, not regions
+        self.diffusion, self.options, self.exclusive, self.precision = diffusion, options, not regions, precision
+        self._chosen: tuple[torch.dtype | None, str] | None = None
         self._generator = torch.Generator(device=self.device)
         self.reset_share()
 
@@ -125,8 +134,8 @@ class RefiningPredictor(nnUNetPredictor):
             return logits
         self.refined_voxels += int(where.sum())
         network, options = self.network, self.options
-        dtype = float_format(self.device)
         # as it was trained, not in the half precision that nnU-Net predicts in
+        dtype = self._float_format(x)
         with torch.autocast(self.device.type, dtype or torch.bfloat16, enabled=dtype is not None):
             features = network.features(x)
             refined = refine(
@@ -144,6 +153,14 @@ class RefiningPredictor(nnUNetPredictor):
             )
         margin = self.diffusion.settings.prior_margin
         return refined_logits(logits, prior, refined.probability, margin, self.exclusive, where)
+
+    def _float_format(self, x: Tensor) -> torch.dtype | None:
+        """Of the refiner's passes; on a CPU chosen once, on the first window, as in the training."""
+        if self.device.type == "cuda":
+            return float_format(self.device)
+        if self._chosen is None:
+            self._chosen = choose_dtype(self.precision, self.network, x)
+        return self._chosen[0]
 
 
 def load_refining_predictor(
@@ -171,6 +188,7 @@ def load_refining_predictor(
         BernoulliDiffusion(settings.diffusion),
         options,
         plans.get_label_manager(dataset_json).has_regions,
+        settings.precision,
         use_mirroring=mirroring,
         device=device,
         allow_tqdm=False,

@@ -323,6 +323,14 @@ def test_the_seed_decides_a_prediction(new_refiner: NewTrainer) -> None:
     assert not torch.equal(first, other)
 
 
+@pytest.mark.parametrize("precision", ["bfloat16", "float32"])
+def test_the_refiner_computes_as_in_its_training(new_refiner: NewTrainer, precision: str) -> None:
+    trainer, formats = new_refiner(precision=precision, diffusion={"timesteps": 2}), set()
+    trainer.refiner.stem.register_forward_hook(lambda _module, _arguments, output: formats.add(output.dtype))
+    logits_of(trainer, samples=1)
+    assert formats == {getattr(torch, precision)}
+
+
 def test_validation_refines_as_predictions_will(new_refiner: NewTrainer) -> None:
     """With the settings in the checkpoint; one of before there were any has the default ones."""
     asked = {"samples": 3, "sampling_steps": 1, "sampler": "ancestral", "seed": 5}

@@ -87,6 +87,19 @@ def test_lists_of_values(given: str, expanded: str) -> None:
     assert expand_lists(given.split()) == expanded.split()
 
 
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (("train", 7, "--label-seed", 3), "Give --labels, too"),
+        (("benchmark", "few-label", 7, "--id", 8), "7 is an id already"),
+        (("benchmark", "few-label", 7, "--seeds", -1), "-1 is no seed"),
+    ],
+)
+def test_options_without_effect_are_refused(diffseg: CommandLine, command: tuple, words: str) -> None:
+    diffseg(*command).refused(words)
+    assert list(diffseg.folder.iterdir()) == []
+
+
 def test_an_unknown_data_set_creates_nothing(diffseg: CommandLine) -> None:
     diffseg("verify", 7, "--workspace", "mistyped").refused("no data set with id 7", "mistyped", "--workspace")
     assert list(diffseg.folder.iterdir()) == []

@@ -128,15 +128,22 @@ def refuse_seen(checkpoint: Mapping[str, Any], dataset: str, division: Division,
         )
 
 
-def refuse_copies(project: Project, pool: Sequence[Project], divisions: Sequence[Division]) -> None:
+def refuse_copies(
+    project: Project, pool: Sequence[Project], divisions: Sequence[Division], seen: Pool | None = None
+) -> None:
     """Raises BadInputError if the voxels of a test case are also those of a case that is trained or pretrained on.
 
     Args:
         project: the labelled data set, verified.
         pool: further data sets that are pretrained on, verified.
+        seen: which of their cases were pretrained on; None: all but their test cases.
     """
+
+    def counts(each: Project, record: CaseRecord) -> bool:
+        return record.role != "test" and (seen is None or record.case in seen[each.name])
+
     own = examined(project).records
-    others = [(f"{each.name}/", record) for each in pool for record in examined(each).records if record.role != "test"]
+    others = [(f"{each.name}/", record) for each in pool for record in examined(each).records if counts(each, record)]
     unlabelled = [("", record) for record in own if record.role == "unlabelled"]
     for division in divisions:
         training = [("", record) for record in own if record.role == "training" and record.case in division.train]

@@ -28,7 +28,7 @@ from diffseg_nnunet.pipeline.label_budgets import draw_budget
 from diffseg_nnunet.pipeline.planning import PlanRequest
 from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.pipeline.starting import FINAL, LATEST, is_planned_source, refuse_misfit
-from diffseg_nnunet.pipeline.verifying import verify
+from diffseg_nnunet.pipeline.verifying import is_verified, verify
 from diffseg_nnunet.planning.hardware import resolve_device
 from diffseg_nnunet.raw_dataset import DATASET_JSON, SPLITS_FILE
 from diffseg_nnunet.registry import load as load_registered
@@ -174,8 +174,16 @@ class Benchmark:
         pool, warn = recorded_pool(content), self.project.reporter.warn
         if pool is None:
             warn(f"{given} does not record what it was trained on: whether it has seen test cases is not known")
-        elif unknown := sorted(pool.keys() - {self.project.name, *(each.name for each in self._pool())}):
-            warn(f"{given} has also seen {listed(unknown)}, where copies of test cases were not looked for")
+            return
+        workspace, others = self.project.workspace, pool.keys() - {self.project.name}
+        here = [Project(workspace, name) for name in sorted(others & {*workspace.dataset_names()})]
+        known = [each for each in here if is_verified(each)]  # what is verified has a digest of its voxels already
+        refuse_copies(self.project, known, folds, pool)
+        if unknown := sorted(others - {each.name for each in known}):
+            warn(
+                f"{given} has also seen {listed(unknown)}, where copies of test cases were not looked for: no such "
+                "data set is here and verified"
+            )
 
     def _attempt(self, run: Run, division: Division, base: int, signature: str) -> None:
         """One run; what goes wrong is recorded, and the others go on. Only what would stop them all is raised."""

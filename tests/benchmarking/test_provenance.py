@@ -108,6 +108,9 @@ def test_copies_of_test_cases_are_refused(tmp_path: Path) -> None:
     refuse_copies(own, [clean], [Division(("a", "b", "d"), ("c",))])
     with pytest.raises(BadInputError, match="c is Dataset003_C/z"):
         refuse_copies(own, [clean, copies], [Division(("a", "b", "d"), ("c",))])
+    refuse_copies(own, [copies], [Division(("a", "b", "d"), ("c",))], {copies.name: ["y"]})
+    with pytest.raises(BadInputError, match="c is Dataset003_C/z"):
+        refuse_copies(own, [copies], [Division(("a", "b", "d"), ("c",))], {copies.name: ["y", "z"]})
     with pytest.raises(BadInputError, match="a is d"):
         refuse_copies(own, [clean], [Division(("b", "c", "d"), ("a",))])
 

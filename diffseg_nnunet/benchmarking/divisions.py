@@ -10,7 +10,7 @@ from filelock import FileLock
 from diffseg_nnunet import registry
 from diffseg_nnunet.atomic import write_json
 from diffseg_nnunet.benchmarking.protocol import BenchmarkProtocol
-from diffseg_nnunet.budgets.folds import LABEL_BUDGETS, read_budget_folds
+from diffseg_nnunet.budgets.folds import LABEL_BUDGETS, read_budget_folds, write_budget_folds
 from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.pipeline.splits import Splits, ensure_splits
@@ -39,7 +39,7 @@ def divisions(project: Project, protocol: BenchmarkProtocol) -> tuple[Division, 
 
     Raises:
         BadInputError: a test case does not exist, or none or all are tested on; the published split needs cases that
-            are not here; there is no such fold.
+            are not here; there is no such fold, or it is a label budget.
     """
     cases = [case.identifier for case in project.raw().labelled_cases()]
     if protocol.test_cases:
@@ -71,8 +71,17 @@ def held_out(name: str, cases: Sequence[str], test_cases: Sequence[str]) -> Divi
 
 
 def _own_splits(project: Project, protocol: BenchmarkProtocol) -> tuple[Division, ...]:
-    """The data set's own; folds that are label budgets come last, and no budget can be drawn from them."""
-    return tuple(Division.of(fold) for fold in ensure_splits(project, protocol.configuration))
+    """The data set's own; raises BadInputError if one that is wanted is a label budget of another."""
+    splits = ensure_splits(project, protocol.configuration)
+    drawn = read_budget_folds(project.preprocessed, splits)
+    for fold in protocol.folds or ():
+        if (budget := drawn.get(fold)) is not None:
+            raise BadInputError(
+                f"Fold {fold} of {project.name} is itself a label budget, {budget.labels} of fold {budget.base}.",
+                f"Give --fold {budget.base} --budgets {budget.labels}.",
+            )
+    chosen = (split for fold, split in enumerate(splits) if protocol.folds is not None or fold not in drawn)
+    return tuple(Division.of(split) for split in chosen)
 
 
 def _published(project: Project, protocol: BenchmarkProtocol, cases: Sequence[str]) -> Splits:
@@ -111,5 +120,8 @@ def ensure_fold(project: Project, configuration: str, division: Division) -> int
         own = (number for number, fold in enumerate(splits) if number not in drawn and Division.of(fold) == division)
         if (found := next(own, None)) is not None:
             return found
+        if (project.preprocessed / LABEL_BUDGETS).is_file():
+            # a draw that was killed may have left the record of a fold that this one would be taken for
+            write_budget_folds(project.preprocessed, drawn.values())
         write_json(project.preprocessed / SPLITS_FILE, [*splits, division.as_fold()])
         return len(splits)

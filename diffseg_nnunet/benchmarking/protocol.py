@@ -62,9 +62,13 @@ class BenchmarkProtocol:
         object.__setattr__(self, "strategies", tuple(s for s in dict.fromkeys(self.strategies) if s != TWIN))
         object.__setattr__(self, "budgets", _ordered(self.budgets))
         object.__setattr__(self, "seeds", tuple(dict.fromkeys(self.seeds)))
+        if self.folds is not None:  # a fold given twice would count each of its test cases twice
+            object.__setattr__(self, "folds", tuple(dict.fromkeys(self.folds)))
         for what, given in (("budget", self.budgets), ("seed", self.seeds)):
             if not given:
                 raise BadInputError(f"The benchmark {self.name} has no {what}.", f"Give one with --{what}s.")
+        if min(self.seeds) < 0:
+            raise BadInputError(f"{min(self.seeds)} is no seed.", "Give whole numbers from 0 with --seeds.")
         find_protocol(self.evaluation)
 
     @property

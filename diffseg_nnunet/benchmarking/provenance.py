@@ -54,12 +54,36 @@ class Legality:
     reason: str
 
 
-def flare_legality(trained_on: Origin, seen: Mapping[str, Iterable[str]], origins: Mapping[str, Origin]) -> Legality:
+Pool = Mapping[str, Sequence[str]]
+"""Data set -> the cases of it that a pretraining saw."""
+
+
+def recorded_pool(checkpoint: Mapping[str, Any]) -> Pool | None:
+    """What a checkpoint's pretraining saw; None where it does not say, as one that `diffseg pretrain` did not write."""
+    pool = checkpoint.get("pool")
+    return {str(name): list(cases) for name, cases in pool.items()} if pool else None
+
+
+def seen_together(pools: Iterable[Pool | None]) -> dict[str, set[str]] | None:
+    """What several pretrainings saw; None where one of them does not say."""
+    together: dict[str, set[str]] = {}
+    for pool in pools:
+        if pool is None:
+            return None
+        for name, cases in pool.items():
+            together.setdefault(name, set()).update(cases)
+    return together
+
+
+def flare_legality(
+    trained_on: Origin, seen: Mapping[str, Iterable[str]] | None, origins: Mapping[str, Origin]
+) -> Legality:
     """FLARE22's rule: no data but its own, and no pretrained model that has seen others.
 
     Args:
         trained_on: the labelled data set.
-        seen: data set -> cases that a pretraining saw, of all the pretrainings of the benchmark.
+        seen: data set -> cases that a pretraining saw, of all the pretrainings of the benchmark; None: one of them does
+            not say.
         origins: by data set; one that is missing here is not known.
     """
     if trained_on.converter != FLARE22:
@@ -67,6 +91,8 @@ def flare_legality(trained_on: Origin, seen: Mapping[str, Iterable[str]], origin
     if trained_on.pseudo_labelled:
         count = len(trained_on.pseudo_labelled)
         return Legality(False, f"{count} training case(s) have labels that another's model made. {FLARE22_RULE}")
+    if seen is None:
+        return Legality(False, f"What the pretrained checkpoint has seen is not recorded in it. {FLARE22_RULE}")
     foreign = [
         f"{name}{_known(origins.get(name))} ({len(list(cases))} case(s))"
         for name, cases in sorted(seen.items())
@@ -102,15 +128,22 @@ def refuse_seen(checkpoint: Mapping[str, Any], dataset: str, division: Division,
         )
 
 
-def refuse_copies(project: Project, pool: Sequence[Project], divisions: Sequence[Division]) -> None:
+def refuse_copies(
+    project: Project, pool: Sequence[Project], divisions: Sequence[Division], seen: Pool | None = None
+) -> None:
     """Raises BadInputError if the voxels of a test case are also those of a case that is trained or pretrained on.
 
     Args:
         project: the labelled data set, verified.
         pool: further data sets that are pretrained on, verified.
+        seen: which of their cases were pretrained on; None: all but their test cases.
     """
+
+    def counts(each: Project, record: CaseRecord) -> bool:
+        return record.role != "test" and (seen is None or record.case in seen[each.name])
+
     own = examined(project).records
-    others = [(f"{each.name}/", record) for each in pool for record in examined(each).records if record.role != "test"]
+    others = [(f"{each.name}/", record) for each in pool for record in examined(each).records if counts(each, record)]
     unlabelled = [("", record) for record in own if record.role == "unlabelled"]
     for division in divisions:
         training = [("", record) for record in own if record.role == "training" and record.case in division.train]

@@ -15,7 +15,7 @@ from diffseg_nnunet.benchmarking.curves import LearningCurve
 from diffseg_nnunet.benchmarking.divisions import Division
 from diffseg_nnunet.benchmarking.pictures import draw_budget_curve, draw_learning_curves
 from diffseg_nnunet.benchmarking.protocol import OWN_SPLIT, BenchmarkProtocol
-from diffseg_nnunet.benchmarking.provenance import Legality, Origin, flare_legality
+from diffseg_nnunet.benchmarking.provenance import Legality, Origin, Pool, flare_legality, seen_together
 from diffseg_nnunet.benchmarking.published import Conditions, compared
 from diffseg_nnunet.benchmarking.results import METHOD, SHOWN_METRICS, Group, Outcome, group
 from diffseg_nnunet.benchmarking.runner import Benchmark
@@ -48,7 +48,7 @@ class Findings:
         states, records: by run.
         groups: of what has finished.
         curves: of what has finished.
-        seen: base fold -> data set -> cases a pretraining saw.
+        seen: base fold -> what a pretraining saw; None: its checkpoint does not say.
         origins: data sets by name, the labelled one first.
         pretraining: what all but the twin start from, in words.
     """
@@ -60,17 +60,13 @@ class Findings:
     records: Mapping[Run, RunRecord]
     groups: Sequence[Group]
     curves: Mapping[Run, LearningCurve]
-    seen: Mapping[int, Mapping[str, Sequence[str]]]
+    seen: Mapping[int, Pool | None]
     origins: Mapping[str, Origin]
     pretraining: str
 
     @property
     def legality(self) -> Legality:
-        together: dict[str, set[str]] = {}
-        for pool in self.seen.values():
-            for name, cases in pool.items():
-                together.setdefault(name, set()).update(cases)
-        return flare_legality(self.origins[self.dataset], together, self.origins)
+        return flare_legality(self.origins[self.dataset], seen_together(self.seen.values()), self.origins)
 
     @property
     def conditions(self) -> Conditions:
@@ -99,7 +95,7 @@ def gathered(benchmark: Benchmark, folds: tuple[Division, ...]) -> Findings:
     names = {project.name: project} | {
         name: Project(project.workspace, name)
         for pool in benchmark.pretrainings.seen.values()
-        for name in pool
+        for name in pool or ()
         if (project.workspace.raw / name).is_dir()
     }
     return Findings(
@@ -205,7 +201,7 @@ def _manifest(benchmark: Benchmark, found: Findings) -> dict[str, Any]:
         },
         "data": {name: asdict(origin) for name, origin in found.origins.items()},
         "pretraining": found.pretraining,
-        "pretraining_saw": {f"fold_{fold}": dict(pool) for fold, pool in found.seen.items()},
+        "pretraining_saw": {f"fold_{fold}": pool for fold, pool in found.seen.items()},
         "flare_legal": legality.legal,
         "flare_legal_reason": legality.reason,
         "runs": {

@@ -13,7 +13,7 @@ from diffseg_nnunet.atomic import DISK_FULL, write_text
 from diffseg_nnunet.benchmarking.curves import LearningCurve
 from diffseg_nnunet.benchmarking.divisions import Division, divisions, ensure_fold
 from diffseg_nnunet.benchmarking.protocol import TWIN, BenchmarkProtocol
-from diffseg_nnunet.benchmarking.provenance import refuse_copies, refuse_seen
+from diffseg_nnunet.benchmarking.provenance import Pool, recorded_pool, refuse_copies, refuse_seen
 from diffseg_nnunet.benchmarking.runs import Run, RunRecord, State, list_runs, run_signature, set_aside_other, state_of
 from diffseg_nnunet.budgets.folds import BudgetFold
 from diffseg_nnunet.errors import BadInputError, DiffSegError
@@ -28,13 +28,14 @@ from diffseg_nnunet.pipeline.label_budgets import draw_budget
 from diffseg_nnunet.pipeline.planning import PlanRequest
 from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.pipeline.starting import FINAL, LATEST, is_planned_source, refuse_misfit
-from diffseg_nnunet.pipeline.verifying import verify
+from diffseg_nnunet.pipeline.verifying import is_verified, verify
 from diffseg_nnunet.planning.hardware import resolve_device
 from diffseg_nnunet.raw_dataset import DATASET_JSON, SPLITS_FILE
 from diffseg_nnunet.registry import load as load_registered
 from diffseg_nnunet.training.checkpoint import file_digest, load_safely
 from diffseg_nnunet.training.schedules import split_iterations
 from diffseg_nnunet.training.settings import TrainingSettings
+from diffseg_nnunet.verification import listed
 
 TRACEBACK = "traceback.txt"
 
@@ -45,12 +46,12 @@ class Pretrainings:
 
     Attributes:
         checkpoints: base fold -> its network.
-        seen: base fold -> data set -> the cases it has seen, of those that were made or found.
+        seen: base fold -> what it has seen, of those that were made or found; None: its checkpoint does not say.
         failed: base fold -> why it could not be made; it is not tried again.
     """
 
     checkpoints: dict[int, Path] = field(default_factory=dict)
-    seen: dict[int, dict[str, list[str]]] = field(default_factory=dict)
+    seen: dict[int, Pool | None] = field(default_factory=dict)
     failed: dict[int, str] = field(default_factory=dict)
 
 
@@ -163,12 +164,26 @@ class Benchmark:
         return folds
 
     def _refuse_unusable(self, given: Path, folds: tuple[Division, ...]) -> None:
-        """Raises BadInputError if a checkpoint does not fit the plan, or has seen a test case."""
+        """Raises BadInputError if a checkpoint does not fit the plan, or has seen a test case; warns where that cannot
+        be found out."""
         adapts = is_planned_source(self.project, file_digest(given))
         refuse_misfit(self.project, TWIN, self.protocol.configuration, TrainingSettings(), given, adapts)
         content = load_safely(given)
         for division in folds:
             refuse_seen(content, self.project.name, division, str(given))
+        pool, warn = recorded_pool(content), self.project.reporter.warn
+        if pool is None:
+            warn(f"{given} does not record what it was trained on: whether it has seen test cases is not known")
+            return
+        workspace, others = self.project.workspace, pool.keys() - {self.project.name}
+        here = [Project(workspace, name) for name in sorted(others & {*workspace.dataset_names()})]
+        known = [each for each in here if is_verified(each)]  # what is verified has a digest of its voxels already
+        refuse_copies(self.project, known, folds, pool)
+        if unknown := sorted(others - {each.name for each in known}):
+            warn(
+                f"{given} has also seen {listed(unknown)}, where copies of test cases were not looked for: no such "
+                "data set is here and verified"
+            )
 
     def _attempt(self, run: Run, division: Division, base: int, signature: str) -> None:
         """One run; what goes wrong is recorded, and the others go on. Only what would stop them all is raised."""
@@ -257,7 +272,7 @@ class Benchmark:
         )
         content = load_safely(checkpoint)
         refuse_seen(content, self.project.name, division, str(checkpoint))
-        self.pretrainings.seen[base] = {name: list(cases) for name, cases in content.get("pool", {}).items()}
+        self.pretrainings.seen[base] = recorded_pool(content)
         self.pretrainings.checkpoints[base] = checkpoint
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Literal
 
 from diffseg_nnunet.errors import BadInputError
@@ -55,7 +56,8 @@ class LabelBudget:
         return cls(kind, amount)
 
     def __str__(self) -> str:
-        written = f"{self.amount:.12g}{_SUFFIXES[self.kind]}"
+        # never with an exponent, which cannot be read again
+        written = f"{Decimal(f'{self.amount:.12g}'):f}{_SUFFIXES[self.kind]}"
         return written.removesuffix("s") if written in ("1cases", "1slices") else written
 
     @property

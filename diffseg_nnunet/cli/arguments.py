@@ -48,9 +48,10 @@ _LISTS = {
     "predict": (*_CONFIGURATIONS, *_FOLDS),
     "export": _FOLDS,
     "sample": ("--size",),
+    "evaluate": ("--cases", "--tolerance"),
     "benchmark": ("--strategies", "--budgets", "--seeds", "--fold", "--test-cases", "--unlabeled"),
 }
-_WITHOUT_POSITIONAL = ("predict", "sample")
+_WITHOUT_POSITIONAL = ("predict", "sample", "evaluate")
 
 
 def expand_lists(arguments: list[str]) -> list[str]:

@@ -123,12 +123,17 @@ def _dataset(
     """The id of the data set, converted from the download if that is given and not done; None: nothing to go on with.
 
     Raises:
-        BadInputError: the id is missing, the protocol converts nothing, or the id belongs to other data.
+        BadInputError: the id is missing or given twice, the protocol converts nothing, or the id belongs to other data.
     """
     from diffseg_nnunet.errors import BadInputError
     from diffseg_nnunet.workspace import Workspace
 
     if source.isdecimal():
+        if dataset_id is not None:
+            raise BadInputError(
+                f"--id {dataset_id} is of the data set that a download becomes, and {source} is an id already.",
+                "Leave one of them out.",
+            )
         return int(source)
     if protocol.converter is None:
         raise BadInputError(f"'{source}' is no id.", "Convert the data with `diffseg convert` and give its id.")

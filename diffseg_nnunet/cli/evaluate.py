@@ -49,6 +49,14 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
+    cases: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CASE ...",
+            help="Compare these only, by their files' names without ending; else all, which both folders must hold.",
+            show_default=False,
+        ),
+    ] = None,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Cases compared at once; default: the cores.", show_default=False)
     ] = None,
@@ -83,6 +91,7 @@ def evaluate(
                 protocol=rules,
                 tolerance_mm=tolerance_mm,
                 tolerances_mm=tolerances_mm,
+                cases=cases,
                 workers=workers,
                 worst=worst,
                 progress=lambda done, total, stage=stage: reporter.progress(stage, done, total),

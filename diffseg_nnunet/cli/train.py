@@ -86,9 +86,12 @@ def train(
 ) -> None:
     """Train one fold by nnU-Net's recipe, from a pretrained network or from scratch, and score its validation cases.
     Resumes."""
+    from diffseg_nnunet.errors import EXIT_BAD_INPUT, BadInputError
+
+    if label_seed and labels is None:
+        raise BadInputError("--label-seed draws the labels of a budget, and none is given.", "Give --labels, too.")
     with open_project(workspace, dataset_id, several=True) as project:
         from diffseg_nnunet.cli.arguments import check_choice, given, parse_fold
-        from diffseg_nnunet.errors import EXIT_BAD_INPUT
 
         check_choice("--strategy", strategy, STRATEGIES)
         check_choice("--optimizer", optimizer, OPTIMIZERS)

@@ -74,6 +74,9 @@ def _read(path: Path) -> SimpleITK.Image:
         raise BadInputError(f"{path.name} cannot be read: {error.reason}.", "Write it again.") from error
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
         raise BadInputError(f"{path.name} is not a 3D label map with one value a voxel.", "Write one label map a file.")
+    # float32, as NIfTI stores it: what is 0 there is no size of a voxel
+    if not all(np.float32(side) > 0 for side in image.GetSpacing()):
+        raise BadInputError(f"{path.name} has the spacing {_short(image.GetSpacing())} mm.", "Mend its header.")
     return image
 
 

@@ -85,10 +85,11 @@ def compare(prediction: Evaluation, against: Evaluation, *, seed: int = 0) -> Co
     scores: list[PairedScore] = []
     for metric in HIGHER_IS_BETTER:
         differences = _table(prediction, metric, structures, cases) - _table(against, metric, structures, cases)
+        means = _mean_of_defined(differences)
         # Equal scores of two maps may differ in the last bit: neither a win nor a rank of its own.
-        differences = np.round(differences, _DECIMALS)
+        differences, means = (np.round(values, _DECIMALS) for values in (differences, means))
         of_metric = [_paired_score(name, metric, row, seed) for name, row in zip(structures, differences, strict=True)]
-        scores += [*_with_holm(of_metric), _paired_score(ALL_STRUCTURES, metric, _mean_of_defined(differences), seed)]
+        scores += [*_with_holm(of_metric), _paired_score(ALL_STRUCTURES, metric, means, seed)]
     order = {structure: place for place, structure in enumerate([*structures, ALL_STRUCTURES])}
     scores.sort(key=lambda score: order[score.structure])
     left_out = {failure.case for failure in (*prediction.failures, *against.failures)}

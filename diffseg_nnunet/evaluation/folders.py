@@ -146,7 +146,7 @@ def _match(prediction: Path, reference: Path, cases: Sequence[str] | None) -> di
         if missing := [others[case].name if case in others else case for case in wanted if case not in files]:
             gaps.append(f"{len(missing)} {what} are missing in {folder}: {_named(missing)}.")
     if gaps:
-        raise BadInputError(" ".join(gaps), "Add them, or name the cases that are to be compared.")
+        raise BadInputError(" ".join(gaps), "Add them, or name the cases that are to be compared (--cases).")
     return {case: (references[case], predictions[case]) for case in wanted}
 
 

@@ -33,7 +33,7 @@ def read_label_names(path: Path | str) -> dict[str, int | tuple[int, ...]]:
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # the last: brackets within brackets
         raise BadInputError(f"The labels cannot be read from {path}: {error}.", _LABELS_MEND) from error
     nested = content.get("labels") if isinstance(content, dict) else None
     labels = nested if isinstance(nested, dict) else content

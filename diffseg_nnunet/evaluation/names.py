@@ -24,6 +24,7 @@ _SPELLINGS = {
         "portal splenic veins",
         "portal splenic v",
         "portal veins and splenic veins",
+        "portal vein splenic vein",
         "veins",
         "psv",
     ),
@@ -35,21 +36,31 @@ _SPELLINGS = {
 }
 _CANONICAL = {spelling: name for name, spellings in _SPELLINGS.items() for spelling in (name, *spellings)}
 _GLUED = {
-    f"{letter}{short}": f"{side} {organ}"
-    for letter, side in (("l", "left"), ("r", "right"))
-    for short, organ in (("k", "kidney"), ("kid", "kidney"), ("ag", "adrenal gland"), ("ad", "adrenal gland"))
+    f"{written}{short}": f"{side} {organ}"
+    for written, side in (("l", "left"), ("r", "right"), ("left", "left"), ("right", "right"))
+    for organ, shorts in (("kidney", ("k", "kid", "kidney")), ("adrenal gland", ("ag", "ad", "adrenal")))
+    for short in shorts
 }
 # 'leftKidney' and 'LKidney' are two words, 'IVC' is one
 _WORD_BEGINS = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 _BETWEEN_WORDS = re.compile(r"[\W_]+")
+_WITH_ABBREVIATION = re.compile(r"(.+)\((.+)\)\s*")
 
 
 def canonical_name(name: str) -> str:
     """The name of a structure in lower case, side first, common synonyms and abbreviations written out.
 
     "Kidney_R", "R kidney", "right-kidney" and "rkid" are "right kidney"; "postcava" and "IVC" are "inferior vena cava".
-    A name that is not known is its words: "Rectus_Abdominis" is "rectus abdominis".
+    "Left kidney (LK)" is one name said twice. A name that is not known is its words: "Rectus_Abdominis" is "rectus
+    abdominis".
     """
+    twice = _WITH_ABBREVIATION.fullmatch(name)
+    said = {_by_words(part) for part in twice.groups()} if twice else set()
+    return said.pop() if len(said) == 1 else _by_words(name)
+
+
+def _by_words(name: str) -> str:
+    """The canonical name by all words that are there."""
     words = _BETWEEN_WORDS.sub(" ", _WORD_BEGINS.sub(" ", name)).lower().split()
     phrase = " ".join(words)
     if phrase in _GLUED:

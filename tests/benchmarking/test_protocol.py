@@ -36,6 +36,11 @@ def test_budgets_are_canonical_and_in_order() -> None:
     assert changed.budgets == ("2cases", "24cases", "4slices", "1%voxels")
 
 
+def test_folds_and_seeds_count_once() -> None:
+    changed = PROTOCOLS["btcv"].changed(folds=(1, 0, 1), seeds=(2, 2, 0))
+    assert (changed.folds, changed.seeds) == ((1, 0), (2, 0))
+
+
 def test_plan_options_add_up() -> None:
     once = PROTOCOLS["few-label"].changed(plan={"base_features": 16})
     assert dict(once.changed(plan={"backbone": "plain"}).plan) == {"base_features": 16, "backbone": "plain"}
@@ -53,6 +58,7 @@ def test_results_on_own_test_cases_bear_no_published_name() -> None:
         ({"budgets": ("two",)}, "'two' is no label budget"),
         ({"budgets": ()}, "has no budget"),
         ({"seeds": ()}, "has no seed"),
+        ({"seeds": (0, -1)}, "-1 is no seed"),
         ({"evaluation": "btcv13"}, "no protocol 'btcv13'"),
     ],
 )

@@ -10,7 +10,14 @@ import pytest
 import SimpleITK as sitk
 
 from diffseg_nnunet.benchmarking.divisions import Division
-from diffseg_nnunet.benchmarking.provenance import Origin, flare_legality, refuse_copies, refuse_seen
+from diffseg_nnunet.benchmarking.provenance import (
+    Origin,
+    flare_legality,
+    recorded_pool,
+    refuse_copies,
+    refuse_seen,
+    seen_together,
+)
 from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.workspace import Workspace
@@ -44,6 +51,21 @@ def test_scans_of_unknown_origin_are_not() -> None:
     assert not flare_legality(FLARE, {"Dataset009_Gone": ["a"]}, ORIGINS).legal
     unknown = Origin(POOL.name, None)
     assert not flare_legality(FLARE, {POOL.name: ["a"]}, {FLARE.name: FLARE, POOL.name: unknown}).legal
+
+
+@pytest.mark.parametrize("checkpoint", [{}, {"pool": {}}, {"pool": None}])
+def test_a_checkpoint_that_does_not_say_is_not(checkpoint: dict) -> None:
+    """As those of nnU-Net, of other projects, and of fine-tuning."""
+    pools = [{FLARE.name: ["a"]}, recorded_pool({"network_weights": {}, **checkpoint})]
+    found = flare_legality(FLARE, seen_together(pools), ORIGINS)
+    assert not found.legal
+    assert "not recorded" in found.reason
+
+
+def test_what_several_pretrainings_saw_is_put_together() -> None:
+    pools = [recorded_pool({"pool": {"A": ("a", "b"), "B": ["c"]}}), recorded_pool({"pool": {"A": ["b", "d"]}})]
+    assert seen_together(pools) == {"A": {"a", "b", "d"}, "B": {"c"}}
+    assert seen_together([]) == {}
 
 
 def test_other_labels_are_not() -> None:
@@ -86,6 +108,9 @@ def test_copies_of_test_cases_are_refused(tmp_path: Path) -> None:
     refuse_copies(own, [clean], [Division(("a", "b", "d"), ("c",))])
     with pytest.raises(BadInputError, match="c is Dataset003_C/z"):
         refuse_copies(own, [clean, copies], [Division(("a", "b", "d"), ("c",))])
+    refuse_copies(own, [copies], [Division(("a", "b", "d"), ("c",))], {copies.name: ["y"]})
+    with pytest.raises(BadInputError, match="c is Dataset003_C/z"):
+        refuse_copies(own, [copies], [Division(("a", "b", "d"), ("c",))], {copies.name: ["y", "z"]})
     with pytest.raises(BadInputError, match="a is d"):
         refuse_copies(own, [clean], [Division(("b", "c", "d"), ("a",))])
 

@@ -22,6 +22,8 @@ from diffseg_nnunet.errors import BadInputError
         ("10% cases", "share of cases", 10, "10%"),
         ("0.5%voxels", "voxels", 0.5, "0.5%voxels"),
         ("100%voxels", "voxels", 100, "100%voxels"),
+        ("0.00001%voxels", "voxels", 1e-5, "0.00001%voxels"),
+        ("2000000000000000cases", "cases", 2e15, "2000000000000000cases"),
     ],
 )
 def test_budgets(text: str, kind: str, amount: float, written: str) -> None:

@@ -71,6 +71,10 @@ def test_doctor_prints_a_table(diffseg: CommandLine) -> None:
         ("run 1 --fold 0 all --unlabeled 7 8", "run 1 --fold 0 --fold all --unlabeled 7 --unlabeled 8"),
         ("predict -d 1 -f 0 1 -i in -o out", "predict -d 1 -f 0 -f 1 -i in -o out"),
         ("sample -d 1 --size 32 64 64 -o out", "sample -d 1 --size 32 --size 64 --size 64 -o out"),
+        (
+            "evaluate --cases a b --tolerance 2 liver=5 -o x",
+            "evaluate --cases a --cases b --tolerance 2 --tolerance liver=5 -o x",
+        ),
         ("export 1 -f 0 1 --stock x.zip", "export 1 -f 0 -f 1 --stock x.zip"),
         ("run 1 --configuration 2d --configuration 3d_fullres", "run 1 --configuration 2d --configuration 3d_fullres"),
         ("run --help", "run --help"),
@@ -81,6 +85,19 @@ def test_doctor_prints_a_table(diffseg: CommandLine) -> None:
 )
 def test_lists_of_values(given: str, expanded: str) -> None:
     assert expand_lists(given.split()) == expanded.split()
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (("train", 7, "--label-seed", 3), "Give --labels, too"),
+        (("benchmark", "few-label", 7, "--id", 8), "7 is an id already"),
+        (("benchmark", "few-label", 7, "--seeds", -1), "-1 is no seed"),
+    ],
+)
+def test_options_without_effect_are_refused(diffseg: CommandLine, command: tuple, words: str) -> None:
+    diffseg(*command).refused(words)
+    assert list(diffseg.folder.iterdir()) == []
 
 
 def test_an_unknown_data_set_creates_nothing(diffseg: CommandLine) -> None:

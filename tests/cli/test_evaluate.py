@@ -68,10 +68,14 @@ def test_folders_that_do_not_match(diffseg: CommandLine, predicted: Source) -> N
     (diffseg.folder / "prediction" / "b.nii.gz").unlink()
     (predicted.labels / "c.nii.gz").unlink()
     evaluate(diffseg, predicted).refused(
-        "1 predictions are missing", "b.nii.gz", "1 references are missing", "c.nii.gz"
+        "1 predictions are missing", "b.nii.gz", "1 references are missing", "c.nii.gz", "--cases"
     )
     evaluate(diffseg, predicted, "--prediction", "gone").refused("There is no folder gone")
     assert not (diffseg.folder / "report").exists()
+    evaluate(diffseg, predicted, "--cases", "a").ok()
+    evaluate(diffseg, predicted, "--cases", "a", "b").refused("1 predictions are missing", "b.nii.gz")
+    scores = json.loads((diffseg.folder / "report" / "scores.json").read_text())
+    assert [row["case"] for row in scores["rows"]] == ["a"]
 
 
 @pytest.mark.parametrize("content", ["{", "[1, 2]", '{"organ": "one"}', '{"background": 0}', None])

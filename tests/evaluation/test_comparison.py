@@ -33,7 +33,11 @@ NAN = float("nan")
 STRUCTURES = ("liver", "spleen")
 
 
-def evaluation(scores: dict[tuple[str, str], tuple[float, float]], failed: tuple[str, ...] = ()) -> Evaluation:
+def evaluation(
+    scores: dict[tuple[str, str], tuple[float, float]],
+    failed: tuple[str, ...] = (),
+    structures: tuple[str, ...] = STRUCTURES,
+) -> Evaluation:
     """From (case, structure) to DSC (and NSD) and HD95 (and ASSD)."""
     rows = tuple(
         ScoreRow(case, structure, dsc, dsc, hd95, 1.0, 1.0, iou=dsc / (2 - dsc), assd_mm=hd95)
@@ -41,7 +45,7 @@ def evaluation(scores: dict[tuple[str, str], tuple[float, float]], failed: tuple
     )
     return Evaluation(
         rows,
-        tuple(summarise_structure(structure, rows) for structure in STRUCTURES),
+        tuple(summarise_structure(structure, rows) for structure in structures),
         case_means(rows),
         summarise_all(rows),
         {"protocol": {"name": "plain"}, "structures": {}},
@@ -155,6 +159,17 @@ def test_a_difference_in_the_last_bit_is_a_tie() -> None:
     mine, theirs = ({("a", structure): (dsc, 6.0) for structure in STRUCTURES} for dsc in (0.3, 0.1 + 0.2))
     score = of(compare(evaluation(mine), evaluation(theirs)), "liver")
     assert (score.wins, score.ties, score.losses, score.p) == (0, 1, 0, 1.0)
+
+
+def test_differences_that_cancel_are_a_tie_of_the_means() -> None:
+    """0.1 + 0.2 - 0.3 is not 0 in floating point."""
+    structures = ("liver", "spleen", "stomach")
+    mine, theirs = (
+        evaluation({("a", name): (dsc, 6.0) for name, dsc in zip(structures, values, strict=True)}, (), structures)
+        for values in ((0.6, 0.7, 0.2), (0.5, 0.5, 0.5))
+    )
+    overall = of(compare(mine, theirs), ALL_STRUCTURES)
+    assert (overall.wins, overall.ties, overall.losses, overall.p, overall.rank_biserial) == (0, 1, 0, 1.0, 0.0)
 
 
 def test_failed_cases_are_left_out_and_named() -> None:

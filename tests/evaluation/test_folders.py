@@ -175,6 +175,19 @@ def test_a_bad_case_is_set_aside(folders: tuple[Path, Path], how: str, reason: s
     assert evaluation.overall.dsc.n == 2
 
 
+@pytest.mark.parametrize("protocol", ["plain", "flare22"])
+def test_a_spacing_that_is_none_is_set_aside(tmp_path: Path, protocol: str) -> None:
+    header = b"ObjectType = Image\nNDims = 3\nDimSize = 2 2 2\nElementSpacing = 1e-300 1 1\nElementType = MET_UCHAR\n"
+    for folder in ("prediction", "reference"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.mha").write_bytes(header + b"ElementDataFile = LOCAL\n" + bytes([1] * 8))
+    evaluation = evaluate_folders(
+        tmp_path / "prediction", tmp_path / "reference", {"liver": 1}, protocol=find_protocol(protocol)
+    )
+    (failure,) = evaluation.failures
+    assert "a.mha has the spacing (1e-300, 1, 1) mm" in failure.reason
+
+
 def test_geometry_may_differ_by_rounding(folders: tuple[Path, Path]) -> None:
     write_map(folders[0] / "b.nii.gz", organs(), spacing=(0.5, 1.0, 3.0005), origin=0.0005)
     assert not evaluate_folders(*folders, LABELS, workers=1).failures
@@ -417,6 +430,7 @@ def test_labels_are_read_by_name(tmp_path: Path, content: dict, expected: dict) 
         '{"background": 0}',
         '{"liver": 1, "ignore": [2, 3]}',
         '{"channel_names": {"0": "CT"}}',
+        pytest.param("[" * 100_000, id="nested"),
     ],
 )
 def test_bad_labels_are_refused_with_the_file(tmp_path: Path, text: str) -> None:

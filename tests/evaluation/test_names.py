@@ -34,22 +34,28 @@ def numbered(names: tuple[str, ...]) -> dict[str, int]:
 @pytest.mark.parametrize(
     ("canonical", "spellings"),
     [
-        ("right kidney", "kidney_right, R kidney, Right-Kidney, rk, RKid, kidneyRight, RKidney, kidney (R), rt kidney"),
-        ("left kidney", "left kidney, KIDNEY_L, leftKidney, LK, lkid, L. kidney"),
-        ("inferior vena cava", "IVC, postcava, Inferior Vena Cava, inferior_vena_cava, ivc"),
+        ("right kidney", "rightkidney, Right kidney (RK)"),
+        (
+            "right kidney",
+            "kidney_right, R kidney, Right-Kidney, rk, RKid, kidneyRight, RKidney, kidney (R), rt kidney",
+        ),
+        ("left kidney", "left kidney, KIDNEY_L, leftKidney, LK, lkid, L. kidney, lkidney, left kidney (LK)"),
+        ("inferior vena cava", "IVC, postcava, Inferior Vena Cava, inferior_vena_cava, ivc, Postcava (IVC)"),
         ("right adrenal gland", "RAG, right adrenal gland, adrenal_gland_right, R adrenal, right-adrenal, rad"),
         ("aorta", "arota, Aorta"),
         ("gallbladder", "gall bladder, gall_bladder, Gallbladder, GB, gall"),
         ("esophagus", "oesophagus, Oesophagus, eso"),
         (
             "portal and splenic veins",
-            "portal vein and splenic vein, portal_vein_and_splenic_vein, veins, portal_splenic_v",
+            "portal vein and splenic vein, portal_vein_and_splenic_vein, veins, portal_splenic_v, "
+            "portal vein & splenic vein",
         ),
         ("lesion", "tumor, Tumour, lesions"),
         ("bladder", "urinary_bladder"),
         ("rectus abdominis", "Rectus_Abdominis"),
         ("l", "L"),
         ("kidneys", "kidneys"),
+        ("liver lesion", "liver (lesion)"),
     ],
 )
 def test_spellings_have_one_name(canonical: str, spellings: str) -> None:

@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import pytest
+import torch
+
+from diffseg_nnunet.training.checkpoint import load_safely
 
 if TYPE_CHECKING:
     from tests.pipeline.conftest import TinyProject
@@ -71,6 +74,12 @@ def check_given_checkpoint(project: TinyProject, given: Path, earlier: Path) -> 
     assert hashlib.sha256(given.read_bytes()).hexdigest() in manifest["pretraining"]
     assert manifest["pretraining_saw"] == before["pretraining_saw"]
     assert manifest["results"] == before["results"], "it is the checkpoint the benchmark had made itself"
+    unsaid = project.folder / "unsaid.pth"
+    torch.save({key: value for key, value in load_safely(given).items() if key != "pool"}, unsaid)
+    from_unsaid = project.diffseg(*from_it[:-1], unsaid, "-o", project.folder / "unsaid").ok()
+    assert "does not record what it was trained on" in from_unsaid.out.replace("\n", " ")
+    manifest = json.loads((project.folder / "unsaid" / "benchmark.json").read_text())
+    assert manifest["pretraining_saw"] == {"fold_0": None}
     on_seen.refused("was pretrained on the images of 1 test case", seen)
     lengths.refused("--pretrain-iterations does not go with --pretrained")
 

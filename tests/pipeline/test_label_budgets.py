@@ -15,6 +15,8 @@ import SimpleITK as sitk
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from diffseg_nnunet.benchmarking.divisions import Division, divisions, ensure_fold
+from diffseg_nnunet.benchmarking.protocol import PROTOCOLS
 from diffseg_nnunet.budgets.folds import BudgetFold
 from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.pipeline.label_budgets import base_fold, budget_of, draw_budget
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 CONFIGURATION = "3d_fullres"
 SHAPE = (7, 6, 5)
 LABELS = {"background": 0, "liver": 1, "spleen": 2, "rare": 3}
+RAW_FILES = (("imagesTr", "_0000.nii.gz"), ("labelsTr", ".nii.gz"))
 
 
 @pytest.fixture
@@ -191,6 +194,31 @@ def test_a_killed_draw_leaves_nothing_behind(small: Project) -> None:
     assert [entry["labels"] for entry in json.loads((small.preprocessed / "label_budgets.json").read_text())] == [
         "3slices"
     ]
+
+
+def test_a_killed_draw_is_not_taken_for_a_benchmarks_fold(small: Project) -> None:
+    folds = ensure_splits(small, CONFIGURATION)
+    draw_budget(small, CONFIGURATION, 0, "2slices")
+    (small.preprocessed / "splits_final.json").write_text(json.dumps(folds))
+    division = Division(("case_0", "case_1"), ("case_2",))
+    assert ensure_fold(small, CONFIGURATION, division) == 5
+    assert budget_of(small, CONFIGURATION, 5) is None
+    assert draw_budget(small, CONFIGURATION, 5, "1case").fold == 6
+
+
+def test_a_benchmark_is_of_no_label_budget(small: Project) -> None:
+    for name in (f"{part}/case_{number}{end}" for part, end in RAW_FILES for number in range(6)):
+        path = small.workspace.raw / small.name / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    content = {"channel_names": {"0": "CT"}, "labels": LABELS, "file_ending": ".nii.gz"}
+    (small.workspace.raw / small.name / "dataset.json").write_text(json.dumps(content))
+    draw_budget(small, CONFIGURATION, 1, "2slices")
+    protocol = PROTOCOLS["few-label"]
+    with pytest.raises(BadInputError, match=r"Fold 5 .* 2slices of fold 1. Give --fold 1 --budgets 2slices"):
+        divisions(small, protocol.changed(folds=(0, 5)))
+    assert len(divisions(small, protocol.changed(folds=(0, 1)))) == 2
+    assert len(divisions(small, protocol.changed(folds=None))) == 5
 
 
 def edited(entries: list[dict[str, Any]], **changes: Any) -> str:

@@ -21,7 +21,7 @@ from diffseg_nnunet.planning.section import allowed_mirror_axes
 from diffseg_nnunet.training.adaptation import Adaptation, adapt, require_share
 from diffseg_nnunet.training.checkpoint import initialise
 from diffseg_nnunet.training.schedules import warmup_poly
-from diffseg_nnunet.training.settings import Strategy, TrainingSettings
+from diffseg_nnunet.training.settings import INITIAL_LR, Strategy, TrainingSettings
 
 from .base import DiffSegTrainerBase, unwrapped
 from .loaders import SeededLoader
@@ -32,20 +32,6 @@ from .sparse import (
     with_ignore_label,
 )
 
-INITIAL_LR = {
-    ("sgd", "scratch"): 1e-2,  # nnU-Net
-    ("sgd", "finetune"): 1e-3,  # nnU-Net's own trainers of pretrained networks
-    ("sgd", "decoder"): 1e-3,
-    ("sgd", "linear"): 1e-2,  # a head starts from random weights
-    ("sgd", "nonlinear"): 1e-2,
-    ("sgd", "pixel-ensemble"): 1e-2,
-    ("adamw", "scratch"): 2e-3,
-    ("adamw", "finetune"): 2e-3,
-    ("adamw", "decoder"): 2e-3,
-    ("adamw", "linear"): 2e-3,
-    ("adamw", "nonlinear"): 2e-3,
-    ("adamw", "pixel-ensemble"): 1e-3,  # Baranchuk et al.
-}
 ADAMW_WEIGHT_DECAY = 1e-2
 
 

@@ -12,7 +12,8 @@ from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.evaluation.protocols import find_protocol
 
 TWIN = "scratch"
-"""The strategy all others are compared with: same plan, cases, batches, length, schedule and seed, random weights."""
+"""The strategy all others are compared with: same plan, cases, batches, length and seed, random weights, and the
+optimizer's rate for them."""
 OWN_SPLIT = "own"
 """Name of a division that a user chose; nothing published is on it."""
 

@@ -34,6 +34,7 @@ from diffseg_nnunet.pipeline.manifest import versions
 from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.planning.hardware import memory_limit_gib, usable_cores, visible_gpus
 from diffseg_nnunet.training.checkpoint import file_digest
+from diffseg_nnunet.training.settings import INITIAL_LR
 
 MANIFEST, TABLE_MD, TABLE_CSV = "benchmark.json", "table.md", "table.csv"
 CURVE_PNG, LEARNING_PNG = "curve.png", "learning_curves.png"
@@ -137,12 +138,20 @@ def _title(found: Findings) -> str:
     return f"{found.protocol.name}: {found.dataset}, split {found.protocol.split_name}, {cases} test cases"
 
 
+def _rates(protocol: BenchmarkProtocol) -> str:
+    """Initial learning rates, and which strategies have them."""
+    by_rate: dict[float, list[str]] = {}
+    for strategy in protocol.all_strategies:
+        by_rate.setdefault(INITIAL_LR[protocol.optimizer, strategy], []).append(strategy)
+    return "; ".join(f"initial rate {rate:g}: {', '.join(strategies)}" for rate, strategies in by_rate.items())
+
+
 def _markdown(found: Findings) -> Iterator[str]:
     protocol, counts = found.protocol, _counts(found.states)
     yield f"# {_title(found)}"
     yield (
-        f"{protocol.summary} Scores by `{protocol.evaluation}`; {protocol.iterations} iterations of every training, "
-        f"{found.pretraining}, seeds {', '.join(map(str, protocol.seeds))}. "
+        f"{protocol.summary} Scores by `{protocol.evaluation}`; {protocol.iterations} iterations of every training by "
+        f"{protocol.optimizer} ({_rates(protocol)}), {found.pretraining}, seeds {', '.join(map(str, protocol.seeds))}. "
         f"Runs: {', '.join(f'{count} {state}' for state, count in counts.items())}."
     )
     legality = found.legality

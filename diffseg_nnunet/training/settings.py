@@ -23,6 +23,21 @@ TRANSFERS = get_args(Transfer)
 Pool = Literal["unlabeled", "training", "all"]
 POOLS = get_args(Pool)
 OptimizerName = Literal["sgd", "adamw"]
+INITIAL_LR: dict[tuple[OptimizerName, Strategy], float] = {
+    ("sgd", "scratch"): 1e-2,  # nnU-Net
+    ("sgd", "finetune"): 1e-3,  # nnU-Net's own trainers of pretrained networks
+    ("sgd", "decoder"): 1e-3,
+    ("sgd", "linear"): 1e-2,  # a head starts from random weights
+    ("sgd", "nonlinear"): 1e-2,
+    ("sgd", "pixel-ensemble"): 1e-2,
+    ("adamw", "scratch"): 2e-3,
+    ("adamw", "finetune"): 2e-3,
+    ("adamw", "decoder"): 2e-3,
+    ("adamw", "linear"): 2e-3,
+    ("adamw", "nonlinear"): 2e-3,
+    ("adamw", "pixel-ensemble"): 1e-3,  # Baranchuk et al.
+}
+"""Of an optimizer and a strategy, where the settings give none."""
 
 
 @dataclass(frozen=True)

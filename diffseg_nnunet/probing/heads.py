@@ -17,10 +17,12 @@ _BATCH_NORMS = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 
 
 class LinearHead(nn.Module):
-    """A linear classifier of the pyramid's features, up-sampled to the finest map: vox2vec's linear probe.
+    """A linear classifier of the pyramid's standardised features, up-sampled to the finest map: vox2vec's linear probe.
 
     Each scale has a kernel-1 convolution, and the results are up-sampled and summed, coarse to fine: the same as one
-    linear map of all up-sampled features, at a fraction of the memory.
+    linear map of all up-sampled features, at a fraction of the memory. Standardised by a batch norm without weights, as
+    linear probes are since MAE (arXiv 2111.06377, appendix A.1), since features differ in scale; on new images it is a
+    linear map, too.
 
     Args:
         channels: of each scale, coarse to fine.
@@ -30,9 +32,10 @@ class LinearHead(nn.Module):
 
     def __init__(self, channels: Sequence[int], classes: int, dimensions: int):
         super().__init__()
-        convolution, finest = _CONVOLUTIONS[dimensions], len(channels) - 1
+        norm, convolution, finest = _BATCH_NORMS[dimensions], _CONVOLUTIONS[dimensions], len(channels) - 1
         self.scales = nn.ModuleList(
-            convolution(count, classes, 1, bias=index == finest) for index, count in enumerate(channels)
+            nn.Sequential(norm(count, affine=False), convolution(count, classes, 1, bias=index == finest))
+            for index, count in enumerate(channels)
         )
 
     def forward(self, pyramid: Sequence[Tensor]) -> Tensor:

@@ -33,8 +33,8 @@ INITIAL_LR: dict[tuple[OptimizerName, Strategy], float] = {
     ("adamw", "scratch"): 2e-3,
     ("adamw", "finetune"): 2e-3,
     ("adamw", "decoder"): 2e-3,
-    ("adamw", "linear"): 2e-3,
-    ("adamw", "nonlinear"): 2e-3,
+    ("adamw", "linear"): 5e-2,  # heads alone, chosen on training cases
+    ("adamw", "nonlinear"): 3e-2,
     ("adamw", "pixel-ensemble"): 1e-3,  # Baranchuk et al.
 }
 """Of an optimizer and a strategy, where the settings give none."""

@@ -21,12 +21,22 @@ def pyramid(dimensions: int, channels: tuple[int, ...] = CHANNELS, seed: int = 0
 
 
 @both_dimensions
-def test_linear_is_one_linear_map_of_all_features(dimensions: int) -> None:
+def test_linear_is_one_linear_map_of_all_standardised_features(dimensions: int) -> None:
     head, features = LinearHead(CHANNELS, CLASSES, dimensions), pyramid(dimensions)
+    features = [3 * scale + 2 for scale in features]
+    spatial = (-1, *(1,) * dimensions)
+    for _ in range(200):  # the running means forget what they began with
+        in_training = head(features)
+    means, deviations = (
+        torch.cat([of(scale.transpose(0, 1).flatten(1)) for scale in features]).reshape(spatial)
+        for of in (lambda values: values.mean(1), lambda values: values.std(1))
+    )
     joined = torch.cat([functional.interpolate(f, size=features[-1].shape[2:]) for f in features], 1)
-    weight = torch.cat([scale.weight.flatten(1) for scale in head.scales], 1)
-    expected = torch.einsum("oc,bc...->bo...", weight, joined) + head.scales[-1].bias.reshape(-1, *(1,) * dimensions)
-    torch.testing.assert_close(head(features), expected)
+    weight = torch.cat([convolution.weight.flatten(1) for _, convolution in head.scales], 1)
+    bias = head.scales[-1][1].bias.reshape(spatial)
+    expected = torch.einsum("oc,bc...->bo...", weight, (joined - means) / deviations) + bias
+    torch.testing.assert_close(head.eval()(features), expected, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(in_training, expected, rtol=0.1, atol=0.1)  # the same but for the deviation's n - 1
     assert sum(p.numel() for p in head.parameters()) == CLASSES * (sum(CHANNELS) + 1)
 
 

@@ -51,7 +51,17 @@ class FittingPlanning:
         approximate_n_voxels_dataset: float,
         _cache: dict,
     ) -> dict[str, Any]:
-        """nnU-Net's plan of a configuration, with the patch, the batch and the topology that fill the budget."""
+        """nnU-Net's plan of a configuration, with the patch, the batch and the topology that fill the budget.
+
+        Raises:
+            BadInputError: the spacing is so coarse that less than a voxel is left of the median case.
+        """
+        if min(median_shape) < 1:
+            mm, left = (" × ".join(f"{float(each):g}" for each in lengths) for lengths in (spacing, median_shape))
+            raise BadInputError(
+                f"Resampled to {mm} mm, the median case of {self.dataset_name} has {left} voxels: nothing is left.",
+                "Give a finer --spacing, or none.",
+            )
         plan = super().get_plans_for_configuration(
             spacing, median_shape, data_identifier, approximate_n_voxels_dataset, _cache
         )
@@ -65,6 +75,22 @@ class FittingPlanning:
     def _reasons(self) -> dict[str, dict[str, str]]:
         """Why, by configuration, of what the search decides."""
         return {}
+
+    @cached_property
+    def _misfits(self) -> dict[str, NothingFitsError]:
+        """What does not fit at all, by what it is of."""
+        return {}
+
+    def _smallest(self, error: NothingFitsError, what: str) -> Choice:
+        """The choice that needs least, to go on with: the message shall name a budget that all the rest fits, too."""
+        self._misfits[what] = error
+        return error.smallest
+
+    def refuse_misfits(self) -> None:
+        """Raises BadInputError, with the budget the greediest of them needs, where something does not fit."""
+        if self._misfits:
+            what, error = max(self._misfits.items(), key=lambda misfit: misfit[1].smallest_gib)
+            raise too_small(error, self.fitting.budget_gib, what)
 
     @cached_property
     def _label_manager(self) -> LabelManager:
@@ -132,8 +158,8 @@ class FittingPlanning:
         by_key = {(topology.strides, topology.kernels): each for topology, each in candidates.items()}
         most = self._most_patches(voxels_of_dataset, LEAST_BATCH)
         ladder = training_ladder(list(candidates), median, most)
-        choice = self._fit(ladder, lambda choice: by_key[choice.key], plan["data_identifier"])
         name = plan["data_identifier"].removeprefix(f"{self.plans_identifier}_")
+        choice = self._fit(ladder, lambda choice: by_key[choice.key], name)
         largest = next(iter(candidates)).patch
         self._reasons[name] = _reasons(choice, largest, most(choice.patch), self.fitting.budget_gib)
         return {"patch_size": list(choice.patch), "batch_size": choice.batch, "architecture": by_key[choice.key]}
@@ -142,7 +168,8 @@ class FittingPlanning:
         """Likewise, of about as many voxels as were found to fit another configuration: nothing is measured."""
         spacing, median = _lengths(plan)
         topology = poolable(spacing, plan["patch_size"])
-        while LEAST_BATCH * math.prod(topology.patch) > self._voxels_that_fit:
+        # a plan that will be refused needs no search for the spacing whose patch covers enough
+        while not self._misfits and LEAST_BATCH * math.prod(topology.patch) > self._voxels_that_fit:
             # nnU-Net's way: the axis of which the patch has the largest share
             axes = sorted(range(len(median)), key=lambda axis: -topology.patch[axis] / median[axis])
             smaller = (reduced(spacing, topology.patch, axis) for axis in axes)
@@ -157,11 +184,11 @@ class FittingPlanning:
 
     def _fit(self, ladder: list[Choice], architecture: Any, name: str) -> Choice:
         try:
-            fitted = self.fitting.fit_training(ladder, architecture)
+            choice = self.fitting.fit_training(ladder, architecture).choice
         except NothingFitsError as error:
-            raise too_small(error, self.fitting.budget_gib, name) from error
-        self._voxels_that_fit = fitted.choice.voxels
-        return fitted.choice
+            choice = self._smallest(error, name)
+        self._voxels_that_fit = choice.voxels
+        return choice
 
     def finish_lowres(self, plans: dict[str, Any]) -> None:
         plan = plans["configurations"].get("3d_lowres")
@@ -184,14 +211,14 @@ class FittingPlanning:
         shape = self.fitting.shape(architecture, planned)
         stages = {"training": _stage(Fitted(planned, self.fitting.training_memory(shape)))}
         shapes = self._resampled_shapes(plans["transpose_forward"], configuration.spacing)
-        stages["pretraining"] = _stage(self._fit_pretraining(architecture, planned, configuration, shapes))
+        stages["pretraining"] = _stage(self._fit_pretraining(name, architecture, planned, shapes))
         largest = shapes[shapes.prod(axis=1).argmax()]
         stages["inference"] = self.fitting.inference(architecture, planned.patch, np.median(shapes, axis=0), largest)
         stages["reasons"] = self._reasons[name] | _pretraining_reasons(stages, self.fitting.budget_gib)
         return stages
 
     def _fit_pretraining(
-        self, architecture: Mapping[str, Any], planned: Choice, configuration: Any, shapes: NDArray[np.int64]
+        self, name: str, architecture: Mapping[str, Any], planned: Choice, shapes: NDArray[np.int64]
     ) -> Fitted:
         median = np.median(shapes, axis=0)
         voxels = (self.dataset_json["numTraining"] + self._unlabelled_cases()) * math.prod(median)
@@ -203,9 +230,8 @@ class FittingPlanning:
         try:
             return self.fitting.fit_pretraining(ladder, architecture)
         except NothingFitsError as error:
-            raise too_small(
-                error, self.fitting.budget_gib, f"pretraining of {configuration.data_identifier}"
-            ) from error
+            smallest = self._smallest(error, f"Pretraining of {name}")
+            return Fitted(smallest, self.fitting.pretraining_memory(self.fitting.shape(architecture, smallest)))
 
     def _most_patches(self, voxels_of_dataset: float, least: int) -> Callable[[Patch], int]:
         """The largest batch of a patch: no more than nnU-Net's share of all voxels, but `least` patches at any rate."""
@@ -227,7 +253,9 @@ class FittingPlanning:
                 [*ladder, planned], lambda _: architecture, extra_channels=len(labels.foreground_labels)
             )
         except NothingFitsError as error:
-            raise too_small(error, self.fitting.budget_gib, "3d_cascade_fullres") from error
+            smallest = self._smallest(error, "3d_cascade_fullres")
+            shape = self.fitting.shape(architecture, smallest, len(labels.foreground_labels))
+            return Fitted(smallest, self.fitting.training_memory(shape))
 
     def _resampled_shapes(self, transposition: Sequence[int], target: Sequence[float]) -> NDArray[np.int64]:
         """Shapes of all cases as a configuration reads them: (cases, 3); in 2D slices keep their distance."""
@@ -265,8 +293,13 @@ def _reasons(choice: Choice, largest: Patch, most: int, budget_gib: float) -> di
     covers = choice.patch == largest
     if covers:
         patch = "the largest nnU-Net would take: it covers the median case, or 256³ voxels (2048² in 2D)"
-    else:
+    elif choice.batch == LEAST_BATCH:
         patch = f"the largest whose training step fits {budget_gib:g} GiB, shaped like the median case"
+    else:
+        patch = (
+            f"{choice.batch} of it fill {budget_gib:g} GiB, and it is shaped like the median case; fewer of a larger "
+            "one that fit would fill less"
+        )
     if choice.batch == most and covers:
         batch = "no more than 5 % of the data set's voxels in a batch, and 2 patches at least"
     elif covers:

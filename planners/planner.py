@@ -96,6 +96,7 @@ class DiffSegPlanning:
             BadInputError: the fingerprint is no good, or nothing fits the budget.
         """
         check_fingerprint(self.dataset_fingerprint, self.dataset_name)
+        self.__dict__.pop("_misfits", None)  # of another budget
         return super().plan_experiment()
 
     def configure(self, **options: Any) -> None:
@@ -115,7 +116,11 @@ class DiffSegPlanning:
 
     def save_plans(self, plans: dict[str, Any]) -> None:
         """Write the plans atomically with our section; custom configurations of an older file are kept, stale ones of
-        nnU-Net's standard names are not."""
+        nnU-Net's standard names are not.
+
+        Raises:
+            BadInputError: something does not fit the budget.
+        """
         path = Path(str(nnUNet_preprocessed)) / self.dataset_name / f"{self.plans_identifier}.json"
         if path.is_file():
             previous = load_json(str(path))["configurations"]
@@ -124,6 +129,7 @@ class DiffSegPlanning:
         self.finish_lowres(plans)
         recursive_fix_for_json_export(plans)
         plans[SECTION] = self._section(plans)
+        self.refuse_misfits()
         write_json(path, plans)
 
     def _section(self, plans: dict[str, Any]) -> dict[str, Any]:

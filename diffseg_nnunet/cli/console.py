@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING, TextIO
 
 from rich.console import Console
@@ -71,6 +71,24 @@ class ConsoleReporter:
 def _width(stream: TextIO) -> int | None:
     """rich finds a terminal's width; in a file or a pipe it would squeeze tables into 80 columns."""
     return None if stream.isatty() or "COLUMNS" in os.environ else _WIDTH_OF_LOGS
+
+
+@contextmanager
+def news_to_standard_error(wanted: bool) -> Iterator[None]:
+    """Within the block all that is printed goes to standard error if `wanted`, so that standard output holds the answer
+    alone: also what processes started there print, which know of no sys.stdout but their own."""
+    if not wanted:
+        yield
+        return
+    sys.stdout.flush()
+    kept = os.dup(1)
+    try:
+        os.dup2(2, 1)
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def _processes() -> int:

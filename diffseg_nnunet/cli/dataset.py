@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from diffseg_nnunet.cli.arguments import DatasetId, Workspace
-from diffseg_nnunet.cli.console import open_project
+from diffseg_nnunet.cli.console import news_to_standard_error, open_project
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,9 +42,9 @@ def dataset(
 
     What `diffseg verify` has read is not read again.
     """
-    output = sys.stdout
+    answer = None
     with (
-        redirect_stdout(sys.stderr if as_json else output),
+        news_to_standard_error(as_json),
         open_project(workspace, dataset_id, news=sys.stderr if as_json else None) as project,
     ):
         from diffseg_nnunet.errors import BadInputError
@@ -55,7 +54,7 @@ def dataset(
             raise BadInputError(f"--pictures {pictures} does not end in .png.", "Name it FILE.png.")
         seen = overview(project)
         if as_json:
-            output.write(json.dumps({"dataset": project.name, **seen.summary.to_json()}, indent=2) + "\n")
+            answer = json.dumps({"dataset": project.name, **seen.summary.to_json()}, indent=2)
         else:
             counts = ", ".join(f"{count} {role}" for role, count in seen.summary.cases.items() if count)
             project.reporter.info(f"{project.name}: {counts} case(s)")
@@ -72,6 +71,8 @@ def dataset(
             paths, left_out = contact_sheets(project, seen, pictures, pages)
             rest = f"; {left_out} case(s) left out, which a higher --pages shows" if left_out else ""
             project.reporter.info(f"pictures: {', '.join(map(str, paths))}{rest}")
+    if answer is not None:
+        sys.stdout.write(answer + "\n")
 
 
 def tables(summary: DatasetSummary) -> Iterator[Table]:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from diffseg_nnunet.cli.arguments import Configurations, DatasetId, Workspace
-from diffseg_nnunet.cli.console import open_project
+from diffseg_nnunet.cli.console import news_to_standard_error, open_project
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -80,15 +79,15 @@ def plan(
 
     --explain, --json and --measure alone take the plan there is: it is made again only if the data have changed.
     """
-    output = sys.stdout
+    answer = None
     with (
-        redirect_stdout(sys.stderr if as_json else output),
+        news_to_standard_error(as_json),
         open_project(workspace, dataset_id, news=sys.stderr if as_json else None) as project,
     ):
         from diffseg_nnunet.cli.arguments import check_choice
         from diffseg_nnunet.errors import BadInputError
         from diffseg_nnunet.pipeline import measuring
-        from diffseg_nnunet.pipeline.planning import PlanRequest, explained, last_request, several_gpus_note
+        from diffseg_nnunet.pipeline.planning import PlanRequest, explained, last_request
         from diffseg_nnunet.pipeline.planning import plan as plan_stage
 
         if measure:
@@ -110,23 +109,32 @@ def plan(
         if measure:
             plans = measuring.measure(project, configuration)
         if as_json:
-            output.write(json.dumps(_machine_readable(project, explained(project)), indent=2) + "\n")
-            return
-        if explain:
-            # cells are to be wrapped, lines of news are not
-            project.reporter.console.print(
-                explanation_table(plans["dataset_name"], explained(project)), soft_wrap=False
-            )
+            answer = json.dumps(_machine_readable(project, explained(project)), indent=2)
         else:
-            project.reporter.console.print(plan_table(plans))
-        _tell_source(project, plans, request)
-        mirroring = plans["diffseg"]["mirroring"]
-        project.reporter.info(f"mirroring: {mirroring['reason']}")
-        if mirroring["warning"]:
-            project.reporter.warn(mirroring["warning"])
-        if note := several_gpus_note(plans):
-            project.reporter.info(note)
-        project.reporter.info(f"plans: {project.plans_path}")
+            _tell(project, plans, request, explained(project) if explain else None)
+    if answer is not None:
+        sys.stdout.write(answer + "\n")
+
+
+def _tell(
+    project: Project, plans: Mapping[str, Any], request: PlanRequest, decisions: Sequence[Decision] | None
+) -> None:
+    """The plan for people: every decision, or without those its patches and batches."""
+    from diffseg_nnunet.pipeline.planning import several_gpus_note
+
+    if decisions is None:
+        project.reporter.console.print(plan_table(plans))
+    else:
+        # cells are to be wrapped, lines of news are not
+        project.reporter.console.print(explanation_table(plans["dataset_name"], decisions), soft_wrap=False)
+    _tell_source(project, plans, request)
+    mirroring = plans["diffseg"]["mirroring"]
+    project.reporter.info(f"mirroring: {mirroring['reason']}")
+    if mirroring["warning"]:
+        project.reporter.warn(mirroring["warning"])
+    if note := several_gpus_note(plans):
+        project.reporter.info(note)
+    project.reporter.info(f"plans: {project.plans_path}")
 
 
 def _tell_source(project: Project, plans: Mapping[str, Any], request: PlanRequest) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
 
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from torch import Tensor
 
 from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.inference.pretrained import refuse_foreign_code
-from diffseg_nnunet.planning.adoption import BACKBONES, Normalisation, Source
+from diffseg_nnunet.planning.adoption import BACKBONES, Normalisation, Source, per_stage
 from diffseg_nnunet.training.checkpoint import file_digest, load_safely, made_with
 
 
@@ -50,6 +53,7 @@ def read_source(path: Path) -> Source:
                 manager.foreground_intensity_properties_per_channel,
             ),
         )
+        _check(source)
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise BadInputError(
             f"The plans in {path} are not whole ({type(error).__name__}: {error}).", "Give another checkpoint."
@@ -64,3 +68,26 @@ def read_source(path: Path) -> Source:
             f"Give a checkpoint of one of: {', '.join(BACKBONES)}.",
         )
     return source
+
+
+def _check(source: Source) -> None:
+    """Raises ValueError, KeyError or TypeError for what planning would stumble over later."""
+    if source.dimensions not in (2, 3) or not all(math.isfinite(mm) and mm > 0 for mm in source.spacing):
+        raise ValueError(f"a spacing of {source.spacing}")
+    if sorted(source.transpose_forward) != [0, 1, 2]:
+        raise ValueError(f"a transposition of {source.transpose_forward}")
+    theirs = source.normalisation
+    if not len(theirs.schemes) == len(theirs.masks) == source.channels or not isinstance(theirs.intensities, Mapping):
+        raise ValueError(f"normalisation of {len(theirs.schemes)} channels, and {source.channels} are read")
+    if not all(isinstance(tensor, Tensor) for tensor in source.weights.values()):
+        raise TypeError("weights that are no tensors")
+    if source.backbone is None:
+        return
+    arguments = source.architecture["arch_kwargs"]
+    blocks = "n_blocks_per_stage" if source.backbone == "resenc" else "n_conv_per_stage"
+    expected = dict.fromkeys(("features_per_stage", "kernel_sizes", "strides", blocks), int(arguments["n_stages"]))
+    expected["n_conv_per_stage_decoder"] = int(arguments["n_stages"]) - 1
+    for name, count in expected.items():
+        entries = per_stage({**arguments, "n_stages": count}, name)
+        if len(entries) != count:
+            raise ValueError(f"{name} of {len(entries)} stages, of {count}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -46,8 +47,9 @@ class PlanRequest:
     def __post_init__(self) -> None:
         if self.base_features < 1:
             raise BadInputError(f"--base-features {self.base_features} is not a number of channels.", "Use 8 to 64.")
-        if self.spacing is not None and min(self.spacing) <= 0:
-            raise BadInputError(f"--spacing {self.spacing} has an axis that is not positive.", "Give mm, as Z Y X.")
+        if self.spacing is not None and not all(math.isfinite(mm) and mm > 0 for mm in self.spacing):
+            given = " ".join(f"{mm:g}" for mm in self.spacing)
+            raise BadInputError(f"--spacing {given} has an axis that is not a positive length.", "Give mm, as Z Y X.")
 
     def to_json(self) -> dict[str, Any]:
         """As stored in the manifest."""

@@ -31,6 +31,7 @@ def of_configuration(plan: PlanView, name: str) -> Iterator[Decision]:
     if parent is None:
         yield from _sampling(plan, name, configuration)
         yield from _topology(plan, name, configuration)
+        yield from _transfer(plan, name)
     for stage in _STAGES:
         yield from _stage(plan, name, stage)
     yield from _inference(plan, name)
@@ -77,8 +78,9 @@ def _spacing_reason(plan: PlanView, name: str, spacing: Sequence[float]) -> str:
     expected = [target.spacing[axis] for axis in plan.transposition][-len(spacing) :]
     if not np.allclose(expected, spacing, rtol=1e-3):
         by_rule = shown([float(f"{value:.4g}") for value in expected])
-        adopted = "taken over from the checkpoint (--from-checkpoint)" if plan.section.get("source") else None
-        return planned or f"{adopted or 'asked for (--spacing)'}; nnU-Net's rule would give {by_rule}"
+        adopted = plan.adopted(name, "spacing") or plan.adopted("2d", "spacing")
+        origin = "asked for (--spacing)" if adopted is None else f"from the checkpoint (--from-checkpoint): {adopted}"
+        return planned or f"{origin}; nnU-Net's rule would give {by_rule}"
     cases = len(plan.fingerprint["spacings"])
     if len(spacing) == 2:
         return f"median of the {cases} cases"
@@ -116,18 +118,18 @@ def _topology(plan: PlanView, name: str, configuration: Mapping[str, Any]) -> It
     halvings = ", ".join(str(int(stride).bit_length() - 1) for stride in total)
     why = f"the patch of {joined(patch)} is halved {halvings} times along its axes, to feature maps of {lowest}"
     yield Decision(name, "stages", len(strides), plan.reasons(name).get("topology") or why)
-    most = rules.MOST_FEATURES[len(patch)]
+    most, adopted = rules.MOST_FEATURES[len(patch)], plan.adopted(name, "topology")
     if "features_per_stage" in architecture:
         why = f"doubled from stage to stage, at most {most} in {len(patch)}D"
-        yield Decision(name, "features", list(architecture["features_per_stage"]), why)
+        yield Decision(name, "features", list(architecture["features_per_stage"]), adopted or why)
     why = (
         f"an axis is halved while {2 * rules.LEAST_EDGE} voxels are left of it, "
         "and its voxels are less than twice as long as the shortest"
     )
-    yield Decision(name, "strides", strides, why)
+    yield Decision(name, "strides", strides, adopted or why)
     if "kernel_sizes" in architecture:
         kernels = [list(kernel) for kernel in architecture["kernel_sizes"]]
-        yield Decision(name, "kernels", kernels, _kernel_reason(kernels))
+        yield Decision(name, "kernels", kernels, adopted or _kernel_reason(kernels))
     blocks = {
         "encoder": architecture.get("n_blocks_per_stage", architecture.get("n_conv_per_stage")),
         "decoder": architecture.get("n_conv_per_stage_decoder"),
@@ -135,7 +137,14 @@ def _topology(plan: PlanView, name: str, configuration: Mapping[str, Any]) -> It
     if all(blocks.values()):
         unit = "residual blocks" if "n_blocks_per_stage" in architecture else "convolutions"
         why = f"nnU-Net's numbers of {unit} for this backbone"
-        yield Decision(name, "blocks", {part: list(numbers) for part, numbers in blocks.items()}, why)
+        yield Decision(name, "blocks", {part: list(numbers) for part, numbers in blocks.items()}, adopted or why)
+
+
+def _transfer(plan: PlanView, name: str) -> Iterator[Decision]:
+    shares = plan.source.get("shares", {}).get(name)
+    if shares is not None:
+        parts = [f"{row['kind']}: {row['how']} ({row['share']:.1%})" for row in plan.source["transfer"][name]]
+        yield Decision(name, "starts from the checkpoint, shares of parameters", dict(shares), "; ".join(parts))
 
 
 def _kernel_reason(kernels: Sequence[Sequence[int]]) -> str:
@@ -188,6 +197,9 @@ def _patch_reason(plan: PlanView, name: str, stage: str, patch: Sequence[int]) -
 
 def _batch_reason(plan: PlanView, name: str, stage: str, patch: Sequence[int], batch: int) -> str:
     reasons = plan.reasons(name)
+    before = plan.stages(name).get(stage, {}).get("measured", {}).get("planned_batch_size")
+    if before is not None:
+        return f"stepped down from {before} (--measure): the measured memory of more did not keep to the budget"
     if f"{stage}_batch" in reasons:
         return reasons[f"{stage}_batch"]
     if stage == "pretraining":

@@ -60,6 +60,18 @@ class PlanView:
         return list(self.plans.get("transpose_forward", (0, 1, 2)))
 
     @property
+    def source(self) -> Mapping[str, Any]:
+        """The checkpoint the plan was made to start from; empty without."""
+        return self.section.get("source", {})
+
+    def adopted(self, name: str, what: str) -> str | None:
+        """What a configuration has of its source's "spacing" or "topology", in the planner's words; None where it has
+        no source."""
+        begin = f"{name}, {what}: "
+        said = (sentence for sentence in self.source.get("adopted", ()) if sentence.startswith(begin))
+        return next((sentence.removeprefix(begin) for sentence in said), None)
+
+    @property
     def budget_gib(self) -> float | None:
         return self.section.get("memory", {}).get("budget_gib")
 

@@ -61,16 +61,25 @@ def _of_data_set(plan: PlanView) -> Iterator[Decision]:
     section = plan.section
     if "backbone" in section:
         name = section["backbone"]
-        yield Decision(DATA_SET, "backbone", name, f"{_BACKBONES.get(name, 'a planner of that name')} (--backbone)")
+        option = "--from-checkpoint: as in the checkpoint" if plan.source else "--backbone"
+        yield Decision(DATA_SET, "backbone", name, f"{_BACKBONES.get(name, 'a planner of that name')} ({option})")
     if "base_features" in section:
         features = section["base_features"]
         origin = "nnU-Net's number" if features == _NNUNETS_BASE_FEATURES else "as asked for"
-        yield Decision(DATA_SET, "base features", features, f"{origin} (--base-features)")
+        origin = "the checkpoint's (--from-checkpoint)" if plan.source else f"{origin} (--base-features)"
+        yield Decision(DATA_SET, "base features", features, origin)
+    yield from _source(plan)
     yield from _budget(section.get("memory", {}))
     yield _transposition(plan)
     yield from _normalisation(plan)
     yield from _mirroring(section.get("mirroring", {}))
     yield from _pretraining(section)
+
+
+def _source(plan: PlanView) -> Iterator[Decision]:
+    """What the networks can start from."""
+    if plan.source:
+        yield Decision(DATA_SET, "starts from", plan.source["checkpoint"], "; ".join(plan.source["adopted"]))
 
 
 def _budget(memory: Mapping[str, Any]) -> Iterator[Decision]:
@@ -90,7 +99,8 @@ def _transposition(plan: PlanView) -> Decision:
     if spacing is None:
         why = "the axis of the largest target spacing comes first"
     elif spacing[order[0]] < max(spacing):
-        why = f"kept, though the first axis, {spacing[order[0]]:.4g} mm, is not the one of the largest target spacing"
+        kept = "the checkpoint's" if plan.source else "kept"
+        why = f"{kept}, though the first axis, {spacing[order[0]]:.4g} mm, is not the one of the largest target spacing"
     elif order == [0, 1, 2]:
         why = f"kept: the axis of the largest target spacing, {max(spacing):.4g} mm, is the first already"
     else:
@@ -104,26 +114,37 @@ def _normalisation(plan: PlanView) -> Iterator[Decision]:
     if schemes is None:
         return
     masked = configuration.get("use_mask_for_norm") or [False] * len(schemes)
-    statistics = plan.plans.get("foreground_intensity_properties_per_channel", {})
     whys = []
     for channel, (scheme, mask) in enumerate(zip(schemes, masked, strict=False)):
         why = _NORMALISATIONS.get(scheme, "by the channel's name")
         if scheme == "CTNormalization":
-            why = _ct_normalisation(statistics.get(str(channel)))
+            why = _ct_normalisation(plan, str(channel))
         if mask:
-            share = (plan.fingerprint or {}).get("median_relative_size_after_cropping")
-            left = "" if share is None else f": cropping to it leaves {share:.0%} of the median image, less than 75%"
-            why += f", within the non-zero region{left}"
+            why += f", within the non-zero region{_masking(plan)}"
         whys.append(why if len(schemes) == 1 else f"channel {channel}: {why}")
     yield Decision(DATA_SET, "normalisation", list(schemes), "; ".join(whys))
 
 
-def _ct_normalisation(statistics: Mapping[str, float] | None) -> str:
+def _masking(plan: PlanView) -> str:
+    """Why only the non-zero region counts, where that is known."""
+    share = (plan.fingerprint or {}).get("median_relative_size_after_cropping")
+    if share is None:
+        return ""
+    if share < rules.MASKED_BELOW:
+        return f": cropping to it leaves {share:.0%} of the median image, less than {rules.MASKED_BELOW:.0%}"
+    return ", as in the checkpoint's data" if plan.source else ""
+
+
+def _ct_normalisation(plan: PlanView, channel: str) -> str:
+    key = "foreground_intensity_properties_per_channel"
+    statistics = plan.plans.get(key, {}).get(channel)
     if statistics is None:
         return "the channel is called CT: clipped and scaled by the foreground's intensities"
     low, high = statistics["percentile_00_5"], statistics["percentile_99_5"]
+    adopted = plan.source and statistics != (plan.fingerprint or {}).get(key, {}).get(channel)
+    whose = "the foreground's, in the checkpoint's data," if adopted else "the foreground's"
     return (
-        f"the channel is called CT: clipped to the foreground's 0.5 and 99.5 percentiles, {low:.4g} and {high:.4g}, "
+        f"the channel is called CT: clipped to {whose} 0.5 and 99.5 percentiles, {low:.4g} and {high:.4g}, "
         f"minus its mean {statistics['mean']:.4g}, divided by its standard deviation {statistics['std']:.4g}"
     )
 

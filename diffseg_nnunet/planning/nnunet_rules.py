@@ -20,6 +20,8 @@ LEAST_BATCH = 2
 LOWRES_SHARE = 0.25
 LEAST_EDGE = 4
 """Voxels that an axis of a feature map keeps at least."""
+MASKED_BELOW = 0.75
+"""Of the median image: where cropping to the non-zero region leaves less, only that is normalised."""
 MOST_FEATURES = {2: 512, 3: 320}
 
 

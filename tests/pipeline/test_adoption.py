@@ -318,7 +318,20 @@ def test_refused_checkpoints(workspace: Workspace, checkpoint_of: Callable[..., 
     other = {**whole, "plans": json.loads(json.dumps(whole["plans"]))}
     architecture = other["plans"]["configurations"]["3d_fullres"]["architecture"]
     architecture["network_class_name"] = "dynamic_network_architectures.architectures.primus.Primus"
+
+    def damaged(part: str, **changes: Any) -> dict[str, Any]:
+        plans = json.loads(json.dumps(whole["plans"]))
+        configuration = plans["configurations"]["3d_fullres"]
+        parts = {"configuration": configuration, "arguments": configuration["architecture"]["arch_kwargs"]}
+        parts[part].update(changes)
+        return {**whole, "plans": plans}
+
     cases: dict[str, tuple[Any, str]] = {
+        "flat": (damaged("configuration", spacing=[0.0, 1.0, 1.0]), "plans in .* are not whole.*spacing"),
+        "nowhere": (damaged("configuration", spacing=[float("nan"), 1.0, 1.0]), "plans in .* are not whole.*spacing"),
+        "unmasked": (damaged("configuration", use_mask_for_norm=[]), "plans in .* are not whole.*normalisation"),
+        "ragged": (damaged("arguments", strides=[[1, 1, 1]]), "plans in .* are not whole.*strides of 1 stages"),
+        "text": ({**whole, "network_weights": {"encoder": "none"}}, "plans in .* are not whole.*no tensors"),
         "cut": (cut, r"Only .*% of the parameters of 3d_fullres can start from cut\.pth, less than 50%:\n.*skipped"),
         "no_plans": ({"network_weights": whole["network_weights"]}, "does not say what it was planned with"),
         "broken_plans": ({**whole, "configuration": "3d_none"}, "plans in .* are not whole"),

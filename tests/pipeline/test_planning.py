@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 
 import numpy as np
@@ -52,6 +53,12 @@ def light(**changes: object) -> PlanRequest:
 def test_a_target_spacing_is_honoured(project: Project) -> None:
     plans = plan(project, light(backbone="plain", spacing=(6.0, 3.0, 3.0)))
     assert sorted(plans["configurations"]["3d_fullres"]["spacing"]) == [3.0, 3.0, 6.0]
+
+
+@pytest.mark.parametrize("spacing", [(0.0, 1.0, 1.0), (1.0, -2.0, 1.0), (1.0, 1.0, math.nan), (math.inf, 1.0, 1.0)])
+def test_a_spacing_that_is_none(spacing: tuple[float, float, float]) -> None:
+    with pytest.raises(BadInputError, match=r"--spacing .* has an axis that is not a positive length.*Z Y X"):
+        light(spacing=spacing)
 
 
 def test_a_data_set_cannot_be_its_own_pool(project: Project) -> None:

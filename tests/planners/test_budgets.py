@@ -18,12 +18,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.planners import DiffSegPlainPlanner, DiffSegPlanner
-from diffseg_nnunet.planners.fitting import FEWEST_STAGES, nnunet_topology, poolable, reduced
+from diffseg_nnunet.planners.fitting import FEWEST_STAGES, Fitting, nnunet_topology, poolable, reduced
 from diffseg_nnunet.planners.steps import Shape, training_step
 from diffseg_nnunet.planning.hardware import MemoryBudget
-from diffseg_nnunet.planning.memory import peak_of
-from diffseg_nnunet.planning.nnunet_rules import batch_limit
+from diffseg_nnunet.planning.memory import PeakMemory, peak_of
+from diffseg_nnunet.planning.nnunet_rules import LEAST_BATCH, batch_limit
 from diffseg_nnunet.planning.search import smaller_patches, training_ladder
+from diffseg_nnunet.training.settings import PretrainingSettings
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from counted_memory import architecture
@@ -39,9 +40,15 @@ DATA = {
 }
 
 
-def plans_of(fingerprint: Fingerprint, gib: float, planner_class: type = DiffSegPlainPlanner, **options: Any) -> dict:
+def plans_of(
+    fingerprint: Fingerprint,
+    gib: float,
+    planner_class: type = DiffSegPlainPlanner,
+    target_spacing: tuple[float, ...] | None = None,
+    **options: Any,
+) -> dict:
     with workspace_of(fingerprint) as (_, dataset), contextlib.redirect_stdout(io.StringIO()):
-        planner = planner_class(dataset)
+        planner = planner_class(dataset, overwrite_target_spacing=target_spacing)
         planner.configure(budget=MemoryBudget(gib, "test"), **{"base_features": 8, **options})
         return planner.plan_experiment()
 
@@ -63,6 +70,8 @@ def test_any_data_are_planned_within_the_budget(name: str) -> None:
         )
         full = stages["training"]["predicted_peak_gib"] / gib >= 0.85
         assert full or stages["reasons"]["patch"].startswith("the largest nnU-Net would take")
+        if "reasons" in stages and planned.batch_size > LEAST_BATCH:  # two of a larger one may fit as well
+            assert not stages["reasons"]["patch"].startswith("the largest whose")
 
 
 @pytest.mark.parametrize("planner_class", [DiffSegPlainPlanner, DiffSegPlanner])
@@ -78,6 +87,12 @@ def test_a_budget_that_holds_nothing_is_refused_with_one_that_does() -> None:
         plans_of(FLARE22, 0.3)
     needed = float(str(refused.value).split("--gpu-memory ")[1].split()[0])
     assert 0.3 < needed < 1.5
+
+
+def test_a_spacing_that_leaves_nothing_of_the_images() -> None:
+    words = r"Resampled to 1000 × 9 × 1000 mm, .* has 0 × 27 × 0 voxels.* a finer --spacing"
+    with pytest.raises(BadInputError, match=words):
+        plans_of(FLARE22, 2.0, target_spacing=(9.0, 1000.0, 1000.0))
 
 
 spacings = st.tuples(st.sampled_from([0.5, 0.8, 1.0, 2.5, 6.0]), *[st.sampled_from([0.5, 0.8, 1.0, 1.2])] * 2)
@@ -100,6 +115,71 @@ def test_every_candidate_is_a_topology_of_nnunet(
     ladder = training_ladder(candidates, shape, lambda patch: max(2, batch_limit(patch, voxels)))
     assert ladder
     assert all(choice.batch <= max(2, round(voxels * 0.05 / np.prod(choice.patch))) for choice in ladder)
+
+
+class ByVoxels(Fitting):
+    """Memory in closed form, in place of steps that are counted: a plan in a second."""
+
+    def training_memory(self, shape: Shape) -> PeakMemory:
+        per_voxel = 1e-7 + 1e-8 * (shape.heads + shape.channels)
+        return PeakMemory(0.1, 0.1, 0.1, 0.0, 0.0, per_voxel * shape.batch * float(np.prod(shape.patch)))
+
+    def pretraining_memory(self, shape: Shape) -> PeakMemory:
+        return PeakMemory(0.1, 0.1, 0.2, 0.1, 0.0, 2e-7 * shape.batch * float(np.prod(shape.patch)))
+
+    def inference(self, *_: Any) -> dict[str, float]:
+        return {"predicted_peak_gib": 0.5}
+
+
+def by_voxels(fingerprint: Fingerprint, gib: float) -> dict[str, Any] | BadInputError:
+    """The stages of a plan, or why there is none."""
+    with workspace_of(fingerprint) as (_, dataset), contextlib.redirect_stdout(io.StringIO()):
+        planner = DiffSegPlainPlanner(dataset)
+        planner.configure(budget=MemoryBudget(gib, "test"))
+        heads = fingerprint.classes + 1
+        planner.fitting = ByVoxels(gib, fingerprint.channels, heads, False, False, PretrainingSettings())
+        try:
+            return planner.plan_experiment()["diffseg"]["configurations"]
+        except BadInputError as error:
+            return error
+
+
+def training_voxels(stages: dict[str, Any]) -> int:
+    training = stages["3d_fullres" if "3d_fullres" in stages else "2d"]["training"]
+    return training["batch_size"] * int(np.prod(training["patch_size"]))
+
+
+@settings(deadline=None, max_examples=8)
+@given(
+    spacings,
+    st.tuples(st.integers(1, 700), *[st.integers(8, 700)] * 2),
+    st.integers(1, 500),
+    st.sampled_from([0, 1, 14, 117]),
+    st.sampled_from([1, 4]),
+    st.sampled_from([1.0, 2.0, 4.0, 11.0]),
+)
+def test_random_fingerprints_are_planned_within_the_budget_or_refused(
+    spacing: tuple[float, ...], shape: tuple[int, ...], cases: int, classes: int, channels: int, gib: float
+) -> None:
+    fingerprint = Fingerprint("random", spacing, shape, cases, classes, channels, "MRI")
+    less, more = by_voxels(fingerprint, gib), by_voxels(fingerprint, 2 * gib)
+    for planned, budget in ((less, gib), (more, 2 * gib)):
+        if isinstance(planned, BadInputError):
+            assert f"does not fit {budget:g} GiB" in str(planned)
+            continue
+        for stages in planned.values():
+            for stage in {"training", "pretraining"} & set(stages):
+                assert stages[stage]["predicted_peak_gib"] <= budget
+    if not isinstance(less, BadInputError):
+        assert training_voxels(more) >= training_voxels(less)
+
+
+@pytest.mark.parametrize("gib", [0.2, 0.4])  # which hold neither stage, and the training alone
+def test_the_budget_that_is_named_suits_both_stages(gib: float) -> None:
+    refused = by_voxels(HIPPOCAMPUS, gib)
+    assert str(refused).startswith(f"Pretraining of 3d_fullres does not fit {gib:g} GiB")
+    needed = float(str(refused).split("--gpu-memory ")[1].split()[0])
+    assert "3d_fullres" in by_voxels(HIPPOCAMPUS, needed)
 
 
 def test_a_cascade_of_large_batches_fits_with_smaller_ones() -> None:

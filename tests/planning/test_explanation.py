@@ -232,6 +232,56 @@ def test_a_spacing_that_no_rule_gives(reason: str | None) -> None:
     assert why == (reason or "asked for (--spacing); nnU-Net's rule would give 1, 1, 1")
 
 
+def test_a_plan_made_to_start_from_a_checkpoint() -> None:
+    """What is the checkpoint's is not said to be nnU-Net's rule."""
+    plans, topology = abdomen_plans(), "3 of the checkpoint's 5 stages, with its features and blocks"
+    plans["configurations"]["3d_fullres"] |= {"spacing": [2.0, 1.0, 1.0], "use_mask_for_norm": [True]}
+    rows = [
+        {"kind": "loaded", "how": "as it is", "tensors": 9, "parameters": 90, "share": 0.9},
+        {"kind": "adapted", "how": "4 input channel(s) averaged for 1", "tensors": 1, "parameters": 10, "share": 0.1},
+    ]
+    plans["diffseg"]["source"] = {
+        "checkpoint": "checkpoint_final.pth",
+        "adopted": [
+            "normalisation: of all channels",
+            "3d_fullres, spacing: 2 × 1 × 1 mm",
+            f"3d_fullres, topology: {topology}",
+        ],
+        "shares": {"3d_fullres": {"loaded": 0.9, "adapted": 0.1, "skipped": 0.0}},
+        "transfer": {"3d_fullres": rows},
+    }
+    intensities = {"0": {**CT, "mean": 95.0}}
+    decisions = explain(plans, {**ABDOMEN, "foreground_intensity_properties_per_channel": intensities})
+    assert found(decisions, "data set", "starts from").value == "checkpoint_final.pth"
+    for what in ("backbone", "base features"):
+        assert "--from-checkpoint" in found(decisions, "data set", what).why
+    normalisation = found(decisions, "data set", "normalisation").why
+    assert "clipped to the foreground's, in the checkpoint's data, 0.5 and 99.5 percentiles" in normalisation
+    assert normalisation.endswith("within the non-zero region, as in the checkpoint's data")
+    spacing = found(decisions, "3d_fullres", "target spacing, mm").why
+    expected = "from the checkpoint (--from-checkpoint): 2 × 1 × 1 mm; nnU-Net's rule would give 1.9, 0.74, 0.74"
+    assert spacing == expected
+    for what in ("features", "strides", "kernels", "blocks"):
+        assert found(decisions, "3d_fullres", what).why == topology
+        if what in ("features", "strides"):
+            assert found(decisions, "3d_lowres", what).why != topology
+    transfer = found(decisions, "3d_fullres", "starts from the checkpoint, shares of parameters")
+    assert transfer.value == {"loaded": 0.9, "adapted": 0.1, "skipped": 0.0}
+    assert transfer.why == "loaded: as it is (90.0%); adapted: 4 input channel(s) averaged for 1 (10.0%)"
+
+
+def test_a_batch_that_was_stepped_down() -> None:
+    plans = hippocampus_plans()
+    stages = plans["diffseg"]["configurations"]["3d_fullres"]
+    stages["reasons"]["batch"] = "as many as fit 4 GiB"
+    measured = {"allocated_gib": 2.5, "reserved_gib": 2.75, "planned_batch_size": 11}
+    stages["training"]["measured"] = measured
+    why = found(explain(plans, HIPPOCAMPUS), "3d_fullres", "batch of training").why
+    assert why.startswith("stepped down from 11 (--measure)")
+    del measured["planned_batch_size"]
+    assert found(explain(plans, HIPPOCAMPUS), "3d_fullres", "batch of training").why == "as many as fit 4 GiB"
+
+
 @pytest.mark.parametrize(
     ("order", "spacing", "value", "why"),
     [

@@ -96,7 +96,7 @@ class DiffSegPlanning:
             BadInputError: the fingerprint is no good, or nothing fits the budget.
         """
         check_fingerprint(self.dataset_fingerprint, self.dataset_name)
-        self.__dict__.pop("_misfits", None)  # of another budget
+        self._misfits.clear()  # of another budget
         return super().plan_experiment()
 
     def configure(self, **options: Any) -> None:

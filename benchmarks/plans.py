@@ -90,7 +90,7 @@ def _cells(stage: dict[str, Any]) -> list[str]:
 
 
 def _plans_report(budgets: list[float], folder: Path) -> str:
-    rows, slowest = [], {gib: 0.0 for gib in budgets}
+    rows, slowest = [], dict.fromkeys(budgets, 0.0)
     for fingerprint in (HIPPOCAMPUS, BTCV_3MM, FLARE22):
         for gib in budgets:
             record = plan(fingerprint, "resenc", gib, folder)

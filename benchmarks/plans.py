@@ -115,9 +115,9 @@ def _plans_report(budgets: list[float], folder: Path) -> str:
         "## Plans for many GPUs\n\nScript: `benchmarks/plans.py`. 3d_fullres of the residual encoder U-Net (stock: "
         "nnU-Net's planner of the same network): patch and batch of both stages, and the predicted peak with all "
         "allowances. Seconds: planning all configurations (2d, 3d_fullres, and 3d_lowres with its cascade where "
-        f"nnU-Net wants them), ours and stock's; our slowest took {slowest[longest]:.0f} s, for {longest:g} GiB. Where a plan is far below its "
-        "budget, the patch covers the median case, and a batch holds 5 % of the data set's voxels (nnU-Net's rule) or "
-        "one more patch would not fit.\n\n" + table(header, rows)
+        f"nnU-Net wants them), ours and stock's; our slowest took {slowest[longest]:.0f} s, for {longest:g} GiB. "
+        "Where a plan is far below its budget, the patch covers the median case, and a batch holds 5 % of the data's "
+        "voxels (nnU-Net's rule) or one more patch would not fit.\n\n" + table(header, rows)
     )
 
 

@@ -25,7 +25,8 @@ from diffseg_nnunet.verification import of_severity, shortened
 TEST_PREDICTIONS = "predictions_imagesTs"
 _KEPT_SETTINGS = (
     *("iterations", "seed", "optimizer", "initial_lr", "precision"),
-    *("pool", "balance", "accumulate", "augment", "probe", "keep_coordinates"),
+    *("pool", "balance", "accumulate", "augment", "probe"),
+    *("keep_coordinates", "transfer", "fold_timestep"),
 )
 _KEPT_REFINING = (
     "iterations",

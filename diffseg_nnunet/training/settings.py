@@ -110,6 +110,9 @@ class EncoderFinetuningSettings(FinetuningSettings):
 
     transfer: Transfer = "encoder"
 
+    def to_json(self) -> dict[str, Any]:
+        return super().to_json() | {"transfer": self.transfer}
+
 
 @dataclass(frozen=True)
 class ProbingSettings(TrainingSettings):

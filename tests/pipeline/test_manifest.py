@@ -67,13 +67,16 @@ def test_a_run_without_options_keeps_what_was_used(project: TinyProject) -> None
 def test_other_settings_redo_a_stage_and_keep_the_earlier_result(project: TinyProject) -> None:
     folder = project.trained()
     earlier = (folder / "checkpoint_final.pth").read_bytes()
-    run = project.diffseg("train", 1, "--iterations", 5, "--optimizer", "adamw", "--seed", 7).ok()
+    chosen = ("--iterations", 5, "--optimizer", "adamw", "--seed", 7, "--transfer", "all")
+    run = project.diffseg("train", 1, *chosen).ok()
     assert "the earlier fold_0, of other data, plan or settings, is kept as" in run.out
     (kept,) = folder.parent.glob("superseded_fold_0_*")
     assert (kept / "checkpoint_final.pth").read_bytes() == earlier
     assert (folder / "checkpoint_final.pth").read_bytes() != earlier
     assert project.stage(TRAIN)["settings"]["iterations"] == 5
     assert tuple(project.manifest()["stages"]) == STAGES
+    assert project.diffseg("run", 1).ok().out.count("finished before, unchanged") == 2, "a run keeps them"
+    assert project.stage(TRAIN)["settings"]["transfer"] == "all"
 
 
 def test_new_images_redo_what_depends_on_them(project: TinyProject) -> None:

@@ -153,15 +153,21 @@ class DiffSegTrainerBase(nnUNetTrainer):
         super().initialize()
         self.is_ddp = together
         if together:
-            self.batch_size = self._own_batch_size(self.batch_size)
+            self.batch_size = self.own_batch_size(self.batch_size, self.processes)
             self.share_network()
 
     def _do_i_compile(self) -> bool:
         return has_c_compiler() and super()._do_i_compile()
 
-    def _own_batch_size(self, batch_size: int) -> int:
+    @classmethod
+    def own_batch_size(cls, batch_size: int, together: int) -> int:
+        """Samples of each of the processes that train together.
+
+        Raises:
+            BadInputError: they cannot share the batch equally.
+        """
         try:
-            return processes.share_of_batch(batch_size, self.samples_per_group, self.processes)
+            return processes.share_of_batch(batch_size, cls.samples_per_group, together)
         except ValueError as error:
             raise BadInputError(str(error), "Start torchrun with one of them, or plan for another batch.") from error
 

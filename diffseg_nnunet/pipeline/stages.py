@@ -243,6 +243,7 @@ class Job:
 
     def check(self) -> None:
         """Raises BadInputError if the job cannot be done; touches nothing."""
+        registry.load("trainers", self.trainer).own_batch_size(self.planned["batch_size"], processes.world_size())
         if self.weights is not None:
             self.check_weights()
 
@@ -263,6 +264,7 @@ class PretrainingJob(Job):
     """One pretraining of one fold."""
 
     def check(self) -> None:
+        super().check()
         data, fold = self.project.preprocessed_folder(self.configuration).name, self.folder.name.removeprefix("fold_")
         trainer = registry.load("trainers", self.trainer)
         trainer.check_data(self.project.preprocessed, data, fold, self.inputs["cases"], self.settings)

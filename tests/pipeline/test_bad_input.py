@@ -49,7 +49,7 @@ REFUSED = {
     "plan 1 --gpu-memory little": ("'little' is not a memory budget", "GiB"),
     "plan 1 --backbone transformer": ("Unknown planner 'transformer'", "plain, resenc"),
     "plan 1 --unlabeled 77": ("no data set with id 77", "Dataset001_Phantom"),
-    "plan 1 --spacing 1 0 1": ("not positive", "mm"),
+    "plan 1 --spacing 1 0 1": ("not a positive length", "mm"),
     "plan 1 --from-checkpoint gone.pth": ("There is no checkpoint", "gone.pth", "Correct the path"),
     "plan 1 --from-checkpoint {text}": ("dataset.json cannot be read", "without running any code"),
     "preprocess 1 -c nonsense": ("have no configuration 'nonsense'", "There are: 2d, 3d_fullres"),

@@ -153,7 +153,7 @@ def _report(comparison: Comparison) -> str:
         "## Few labels\n\nScript: `benchmarks/few_labels.py`. The pretraining: "
         f"{comparison.pretrain_iterations} iterations, coordinates `{comparison.mode}`, by `benchmarks/abdomen.py`. "
         f"{describe(comparison.workspace)} The labelled data set is planned from its checkpoint; training patches of "
-        f"{'×'.join(map(str, PATCH))}, two a batch, AdamW at 2e-3 for all. What follows is the report of `diffseg "
+        f"{'×'.join(map(str, PATCH))}, two a batch. What follows is the report of `diffseg "
         f"benchmark few-label`.\n\n{benchmark_report(comparison.output, 'few_labels')}"
     )
 

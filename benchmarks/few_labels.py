@@ -76,12 +76,9 @@ class Comparison:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
-    parser.add_argument("--budgets", nargs="+", default=["2cases", "14cases"])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--strategies", nargs="+", default=["finetune"])
-    parser.add_argument("--iterations", type=int, default=1200, help="of every training")
-    parser.add_argument("--pretrain-iterations", type=int, default=2000)
-    parser.add_argument("--no-report", action="store_true")
+    add_benchmark_arguments(
+        parser, budgets=["2cases", "14cases"], seeds=[0, 1, 2], iterations=1200, pretrain_iterations=2000
+    )
     options = parser.parse_args()
     prepare(options.workspace, options.data)
     comparison = Comparison(
@@ -95,6 +92,21 @@ def main() -> None:
     comparison.run()
     if not options.no_report:
         write_section("few-labels", _report(comparison))
+
+
+def add_benchmark_arguments(parser: argparse.ArgumentParser, **defaults: object) -> None:
+    """What is compared, and how long it is trained.
+
+    Args:
+        defaults: of budgets, seeds, iterations and pretrain_iterations.
+    """
+    parser.add_argument("--budgets", nargs="+")
+    parser.add_argument("--seeds", type=int, nargs="+")
+    parser.add_argument("--strategies", nargs="+", default=["finetune"])
+    parser.add_argument("--iterations", type=int, help="of every training")
+    parser.add_argument("--pretrain-iterations", type=int)
+    parser.add_argument("--no-report", action="store_true")
+    parser.set_defaults(**defaults)
 
 
 def prepare_all(workspace: Path, checkpoint: Path) -> None:

@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 
 from abdomen import CONFIGURATION, set_patch
-from few_labels import benchmark_report
+from few_labels import add_benchmark_arguments, benchmark_report
 from results import diffseg, write_section
 
 ID, NAME = 5, "Dataset005_HippocampusFewLabels"
@@ -25,12 +25,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, help="Task04_Hippocampus")
     parser.add_argument("workspace", type=Path, help="made and filled here; may exist")
-    parser.add_argument("--budgets", nargs="+", default=["2cases", "16cases", "160cases"])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--strategies", nargs="+", default=["finetune"])
-    parser.add_argument("--iterations", type=int, default=600, help="of every training")
-    parser.add_argument("--pretrain-iterations", type=int, default=1000)
-    parser.add_argument("--no-report", action="store_true")
+    add_benchmark_arguments(
+        parser, budgets=["2cases", "16cases", "160cases"], seeds=[0], iterations=600, pretrain_iterations=1000
+    )
     options = parser.parse_args()
     prepare(options.source, options.workspace)
     output = options.workspace / "few_labels"

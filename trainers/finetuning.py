@@ -21,7 +21,13 @@ from diffseg_nnunet.coordinates.positions import case_to_patient
 from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.training import checkpoint as checkpoints
 from diffseg_nnunet.training.adaptation import Adaptation, canonical
-from diffseg_nnunet.training.settings import EncoderFinetuningSettings, FinetuningSettings, Strategy, TrainingSettings
+from diffseg_nnunet.training.settings import (
+    DecoderSettings,
+    FinetuningSettings,
+    SegmentationSettings,
+    Strategy,
+    TrainingSettings,
+)
 
 from .loaders import SeededLoader
 from .located import LocatedLoader
@@ -31,8 +37,8 @@ from .segmentation import SegmentationTrainer
 _KEY = "coordinate_regulariser"
 
 
-class DiffSegTrainer(SegmentationTrainer):
-    """Fine-tuning of all weights from the pretrained encoder, with the coordinates kept on if the settings say so.
+class WholeNetworkTrainer(SegmentationTrainer):
+    """A training of the planned network as it is, with the coordinates kept on if the settings say so.
 
     Then the training loss is nnU-Net's plus a weighted label-free one of where voxels lie; the curves show nnU-Net's
     alone. ``network_weights`` of the checkpoint are a stock network's all the same.
@@ -41,9 +47,8 @@ class DiffSegTrainer(SegmentationTrainer):
         regulariser: after :meth:`initialize`; None where coordinates are not kept.
     """
 
-    settings: FinetuningSettings
-    settings_type: type[TrainingSettings] = EncoderFinetuningSettings
-    strategy: Strategy = "finetune"
+    settings: SegmentationSettings
+    settings_type: type[TrainingSettings] = SegmentationSettings
     regulariser: CoordinateRegulariser | None = None
     _matrices: dict[str, np.ndarray] | None = None
 
@@ -57,31 +62,6 @@ class DiffSegTrainer(SegmentationTrainer):
                 self.planned_network, self._planned_coordinates, self.settings.keep_coordinates, self.device
             )
         return super().configure_optimizers()
-
-    def start_from(self, weights: Mapping[str, Tensor], source: str) -> int:
-        with self._decoder_kept():
-            count = super().start_from(weights, source)
-        return count if self.settings.transfer == "all" else len(self._of_encoder(weights))
-
-    def adapt_from(self, weights: Mapping[str, Tensor], source: str) -> Adaptation:
-        with self._decoder_kept():
-            return super().adapt_from(weights, source)
-
-    @contextmanager
-    def _decoder_kept(self) -> Iterator[None]:
-        """Undo what the block does to the decoder, where the encoder alone is transferred."""
-        if self.settings.transfer == "all":
-            yield
-            return
-        before = {key: tensor.clone() for key, tensor in self.planned_network.state_dict().items()}
-        yield
-        encoder = self._of_encoder(self.planned_network.state_dict())
-        self.planned_network.load_state_dict({**before, **encoder})
-
-    @staticmethod
-    def _of_encoder(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The encoder's, under all of their names."""
-        return {key: tensor for key, tensor in weights.items() if canonical(key).startswith("encoder.")}
 
     def _trained_parameters(self) -> list[nn.Parameter]:
         trained = super()._trained_parameters()
@@ -167,13 +147,45 @@ class DiffSegTrainer(SegmentationTrainer):
             self.regulariser.head.load_state_dict(checkpoints.load_safely(filename_or_checkpoint)[_KEY]["head"])
 
 
-class DiffSegTrainerScratch(DiffSegTrainer):
+class DiffSegTrainer(WholeNetworkTrainer):
+    """Fine-tuning of all weights, from those of the pretrained network that the settings name."""
+
+    settings: FinetuningSettings
+    settings_type: type[TrainingSettings] = FinetuningSettings
+    strategy: Strategy = "finetune"
+
+    def start_from(self, weights: Mapping[str, Tensor], source: str) -> int:
+        with self._decoder_kept():
+            count = super().start_from(weights, source)
+        return count if self.settings.transfer == "all" else len(self._of_encoder(weights))
+
+    def adapt_from(self, weights: Mapping[str, Tensor], source: str) -> Adaptation:
+        with self._decoder_kept():
+            return super().adapt_from(weights, source)
+
+    @contextmanager
+    def _decoder_kept(self) -> Iterator[None]:
+        """Undo what the block does to the decoder, where the encoder alone is transferred."""
+        if self.settings.transfer == "all":
+            yield
+            return
+        before = {key: tensor.clone() for key, tensor in self.planned_network.state_dict().items()}
+        yield
+        encoder = self._of_encoder(self.planned_network.state_dict())
+        self.planned_network.load_state_dict({**before, **encoder})
+
+    @staticmethod
+    def _of_encoder(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The encoder's, under all of their names."""
+        return {key: tensor for key, tensor in weights.items() if canonical(key).startswith("encoder.")}
+
+
+class DiffSegTrainerScratch(WholeNetworkTrainer):
     """The twin: same plan, length, schedule and seed, random initial weights, nnU-Net's initial rate.
 
     Where coordinates are kept, its head starts from random weights, too.
     """
 
-    settings_type: type[TrainingSettings] = FinetuningSettings
     strategy: Strategy = "scratch"
 
 
@@ -183,6 +195,6 @@ class DiffSegTrainerDecoder(DiffSegTrainer):
     The result is a stock network, as after fine-tuning.
     """
 
-    settings_type: type[TrainingSettings] = FinetuningSettings
+    settings_type: type[TrainingSettings] = DecoderSettings
     strategy: Strategy = "decoder"
     frozen = ("encoder",)

@@ -21,7 +21,7 @@ from diffseg_nnunet.planning.section import allowed_mirror_axes
 from diffseg_nnunet.training.adaptation import Adaptation, adapt, require_share
 from diffseg_nnunet.training.checkpoint import initialise
 from diffseg_nnunet.training.schedules import warmup_poly
-from diffseg_nnunet.training.settings import INITIAL_LR, Strategy, TrainingSettings
+from diffseg_nnunet.training.settings import Strategy, TrainingSettings
 
 from .base import DiffSegTrainerBase, unwrapped
 from .loaders import SeededLoader
@@ -116,8 +116,7 @@ class SegmentationTrainer(DiffSegTrainerBase):
 
     def apply(self, settings: TrainingSettings) -> None:
         super().apply(settings)
-        given = settings.initial_lr
-        self.initial_lr = INITIAL_LR[settings.optimizer, self.strategy] if given is None else given
+        self.initial_lr = settings.rate(self.strategy)
 
     @property
     def planned_network(self) -> nn.Module:

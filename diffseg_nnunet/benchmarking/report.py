@@ -34,7 +34,7 @@ from diffseg_nnunet.pipeline.manifest import versions
 from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.planning.hardware import memory_limit_gib, usable_cores, visible_gpus
 from diffseg_nnunet.training.checkpoint import file_digest
-from diffseg_nnunet.training.settings import INITIAL_LR
+from diffseg_nnunet.training.settings import TrainingSettings
 
 MANIFEST, TABLE_MD, TABLE_CSV = "benchmark.json", "table.md", "table.csv"
 CURVE_PNG, LEARNING_PNG = "curve.png", "learning_curves.png"
@@ -141,8 +141,9 @@ def _title(found: Findings) -> str:
 def _rates(protocol: BenchmarkProtocol) -> str:
     """Initial learning rates, and which strategies have them."""
     by_rate: dict[float, list[str]] = {}
+    settings = TrainingSettings(optimizer=protocol.optimizer)
     for strategy in protocol.all_strategies:
-        by_rate.setdefault(INITIAL_LR[protocol.optimizer, strategy], []).append(strategy)
+        by_rate.setdefault(settings.rate(strategy), []).append(strategy)
     return "; ".join(f"initial rate {rate:g}: {', '.join(strategies)}" for rate, strategies in by_rate.items())
 
 

@@ -19,9 +19,8 @@ from diffseg_nnunet.budgets.folds import BudgetFold
 from diffseg_nnunet.errors import BadInputError, DiffSegError
 from diffseg_nnunet.evaluation.labels import read_label_names
 from diffseg_nnunet.evaluation.protocols import find_protocol
-from diffseg_nnunet.evaluation.report import SCORES_JSON
 from diffseg_nnunet.evaluation.structures import match_structures
-from diffseg_nnunet.pipeline import planning, preprocessing, stages
+from diffseg_nnunet.pipeline import manifest, planning, preprocessing, stages
 from diffseg_nnunet.pipeline.device import prepare_device, release_memory
 from diffseg_nnunet.pipeline.evaluating import evaluate
 from diffseg_nnunet.pipeline.label_budgets import draw_budget
@@ -207,6 +206,11 @@ class Benchmark:
     def _complete(self, run: Run, division: Division, base: int, signature: str) -> None:
         project, protocol, folder = self.project, self.protocol, run.folder(self.output)
         drawn = draw_budget(project, protocol.configuration, base, run.labels, run.seed)
+        inputs, known = self._inputs(run, drawn), RunRecord.read(folder)
+        if state_of(run, self.output, signature) == "finished" and known is not None and known.inputs == inputs:
+            # its network may be gone by now: another benchmark of the data set trains in the same folder
+            project.reporter.info(f"{run.name}: scored before, unchanged")
+            return
         pretrained = None if run.strategy == TWIN else self.pretrained(base, division)
         model = project.model_folder(run.strategy, protocol.configuration) / f"fold_{drawn.fold}"
         fresh, started = not any((model / name).is_file() for name in (LATEST, FINAL)), monotonic()
@@ -219,14 +223,26 @@ class Benchmark:
             pretrained,
             **self._chosen(run),
         )
-        digest, known = file_digest(checkpoint), RunRecord.read(folder)
-        same = known is not None and known.checkpoint == digest
-        if same and (folder / SCORES_JSON).is_file():
-            return
         self._test(run, division, model, checkpoint)
         seconds = round(monotonic() - started, 1) if fresh else None
-        _record(drawn, signature, digest, seconds, protocol.iterations).write(folder)
+        RunRecord(
+            "finished",
+            signature,
+            inputs,
+            checkpoint=file_digest(checkpoint),
+            labelled_cases=len(drawn.train),
+            labelled_slices=None if drawn.slices is None else sum(map(len, drawn.slices.values())),
+            missing=drawn.missing,
+            seconds=seconds,
+            iterations=protocol.iterations,
+        ).write(folder)
         (folder / TRACEBACK).unlink(missing_ok=True)  # of an earlier attempt
+
+    def _inputs(self, run: Run, drawn: BudgetFold) -> str:
+        """Digest of what a run's training reads; the checkpoint that it starts from is among what is declared."""
+        configuration = self.protocol.configuration
+        cases = stages.fold_cases(self.project, configuration, drawn.fold)
+        return manifest.signature(stages.stage_inputs(self.project, configuration, cases, self._settings(run)))
 
     def _test(self, run: Run, division: Division, model: Path, checkpoint: Path) -> None:
         """Score the predictions of the test cases, which the training has ended with, and keep its course."""
@@ -274,16 +290,3 @@ class Benchmark:
         refuse_seen(content, self.project.name, division, str(checkpoint))
         self.pretrainings.seen[base] = recorded_pool(content)
         self.pretrainings.checkpoints[base] = checkpoint
-
-
-def _record(drawn: BudgetFold, signature: str, digest: str, seconds: float | None, iterations: int) -> RunRecord:
-    return RunRecord(
-        "finished",
-        signature,
-        checkpoint=digest,
-        labelled_cases=len(drawn.train),
-        labelled_slices=None if drawn.slices is None else sum(map(len, drawn.slices.values())),
-        missing=drawn.missing,
-        seconds=seconds,
-        iterations=iterations,
-    )

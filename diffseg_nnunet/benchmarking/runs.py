@@ -53,6 +53,7 @@ class RunRecord:
     Attributes:
         status: "finished" or "failed".
         signature: digest of everything declared that its result depends on.
+        inputs: digest of what its training read, plan and cases among them; None where it failed.
         checkpoint: SHA-256 of the trained network; None where there is none.
         labelled_cases: training cases with labels, all or part of them annotated.
         labelled_slices: in all, for a budget of slices; else None.
@@ -64,6 +65,7 @@ class RunRecord:
 
     status: Literal["finished", "failed"]
     signature: str
+    inputs: str | None = None
     checkpoint: str | None = None
     labelled_cases: int | None = None
     labelled_slices: int | None = None

@@ -32,7 +32,13 @@ from diffseg_nnunet.pipeline.starting import (
 from diffseg_nnunet.planning.section import STAGES, diffseg_section, predicted_gib, stage_plan
 from diffseg_nnunet.training import processes
 from diffseg_nnunet.training.checkpoint import file_digest
-from diffseg_nnunet.training.settings import FinetuningSettings, PretrainingSettings, ProbingSettings, TrainingSettings
+from diffseg_nnunet.training.settings import (
+    FinetuningSettings,
+    PretrainingSettings,
+    ProbingSettings,
+    SegmentationSettings,
+    TrainingSettings,
+)
 
 PLANNED_SETTINGS = ("diffusion", "coordinates")
 """What the plan says of a pretraining, and the command may change."""
@@ -90,7 +96,7 @@ def train(
             from, if it is a label budget), else of all cases.
         save_probabilities: of the validation cases, for ensembling configurations.
         resume: False sets earlier results aside and starts afresh.
-        settings: fields of the trainer's settings, :class:`FinetuningSettings` or :class:`ProbingSettings`; of
+        settings: fields of the trainer's settings, :class:`SegmentationSettings` or :class:`ProbingSettings`; of
             ``probe`` those fields that differ from the strategy's.
 
     Returns:
@@ -131,11 +137,11 @@ def train(
 def training_settings(
     strategy: str, *, probe: Mapping[str, Any] | None = None, keep_coordinates: float = 0.0, **settings: Any
 ) -> TrainingSettings:
-    """The settings of a strategy's trainer.
+    """The settings of a strategy's trainer, its initial rate among them: a result of other defaults is another one.
 
     Args:
         probe: fields of what a probe reads that differ from the strategy's.
-        keep_coordinates: of :class:`FinetuningSettings`.
+        keep_coordinates: of :class:`SegmentationSettings`.
         settings: other fields.
 
     Raises:
@@ -143,14 +149,14 @@ def training_settings(
     """
     settings_type = registry.load("trainers", strategy).settings_type
     if keep_coordinates:
-        if not issubclass(settings_type, FinetuningSettings):
+        if not issubclass(settings_type, SegmentationSettings):
             raise BadInputError(
                 f"--keep-coordinates does not go with --strategy {strategy}, which leaves the network as it is.",
                 "Leave one of them out.",
             )
         settings["keep_coordinates"] = keep_coordinates
     for name, option in _START_OPTIONS.items():
-        if name in settings and (strategy == "scratch" or not issubclass(settings_type, FinetuningSettings)):
+        if name in settings and not issubclass(settings_type, FinetuningSettings):
             raise BadInputError(f"{option} does not go with --strategy {strategy}.", "Leave one of them out.")
     if probe:
         if not issubclass(settings_type, ProbingSettings):
@@ -163,7 +169,8 @@ def training_settings(
                 "given: the image is read clean as it is.",
                 "Give --probe-time-steps, too, or leave it out.",
             )
-    return settings_type(**settings)
+    chosen = settings_type(**settings)
+    return replace(chosen, initial_lr=chosen.rate(strategy))
 
 
 def fold_cases(project: Project, configuration: str, fold: Fold) -> dict[str, list[str]]:

@@ -16,7 +16,7 @@ from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.planning.section import diffseg_section
 from diffseg_nnunet.training import checkpoint as checkpoints
 from diffseg_nnunet.training.adaptation import adapt, require_share
-from diffseg_nnunet.training.settings import FinetuningSettings, ProbingSettings, TrainingSettings
+from diffseg_nnunet.training.settings import FinetuningSettings, ProbingSettings, SegmentationSettings, TrainingSettings
 
 FINAL, LATEST = "checkpoint_final.pth", "checkpoint_latest.pth"
 Fold = int | str
@@ -122,7 +122,9 @@ def start(project: Project, configuration: str, trainer: Any, source: Path, adap
     else:
         count = trainer.start_from(weights, str(source))
         reporter.info(f"starting from {source} ({count} tensors)")
-    if isinstance(trainer.settings, FinetuningSettings) and trainer.settings.keep_coordinates:
+    if isinstance(trainer.settings, FinetuningSettings) and trainer.settings.transfer == "encoder":
+        reporter.info("of these the encoder's are taken over, the decoder starts from random weights (--transfer)")
+    if isinstance(trainer.settings, SegmentationSettings) and trainer.settings.keep_coordinates:
         reason = trainer.regulariser.take(content)
         if reason is not None:
             reporter.warn(f"the coordinate head that is kept starts from random weights: {reason}")

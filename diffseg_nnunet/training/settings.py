@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
 from diffseg_nnunet.coordinates.head import CoordinateSettings
@@ -68,50 +68,57 @@ class TrainingSettings:
     def epochs(self) -> EpochPlan:
         return split_iterations(self.iterations)
 
+    def rate(self, strategy: Strategy) -> float:
+        """The initial learning rate."""
+        return INITIAL_LR[self.optimizer, strategy] if self.initial_lr is None else self.initial_lr
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
 @dataclass(frozen=True)
-class FinetuningSettings(TrainingSettings):
-    """Settings of fine-tuning, of the whole network or its decoder, and of the twin from scratch.
+class SegmentationSettings(TrainingSettings):
+    """Settings of a training of the whole planned network: of the twin from scratch, and of fine-tuning.
 
     Attributes:
         keep_coordinates: weight of the relative-position loss beside nnU-Net's (1 beside the denoising loss in
             pretraining); 0: there is none.
-        transfer: which pretrained weights are started from: "all" but the output layers, or those of the "encoder",
-            the decoder from random weights.
-        fold_timestep: the time step at which the conditioning of a pretraining of ours is folded in, instead of the one
-            it was folded at in the end; None: that one.
     """
 
     keep_coordinates: float = 0.0
-    transfer: Transfer = "all"
-    fold_timestep: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.keep_coordinates < math.inf:
             raise ValueError(f"keep_coordinates {self.keep_coordinates} is no weight from 0")
+
+
+@dataclass(frozen=True)
+class FinetuningSettings(SegmentationSettings):
+    """Settings of fine-tuning.
+
+    Attributes:
+        transfer: which pretrained weights are started from: "all" but the output layers, or those of the "encoder",
+            the decoder from random weights: one that gives noise is slow to give organs (benchmarks/RESULTS.md).
+        fold_timestep: the time step at which the conditioning of a pretraining of ours is folded in, instead of the one
+            it was folded at in the end; None: that one.
+    """
+
+    transfer: Transfer = "encoder"
+    fold_timestep: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.transfer not in TRANSFERS:
             raise ValueError(f"transfer {self.transfer} is none of {', '.join(TRANSFERS)}")
         if self.fold_timestep is not None and self.fold_timestep < 0:
             raise ValueError(f"fold_timestep {self.fold_timestep} is negative")
 
-    def to_json(self) -> dict[str, Any]:
-        # what was trained before there were these settings stays what it is
-        added = {f.name: f.default for f in fields(FinetuningSettings) if f.name in FinetuningSettings.__annotations__}
-        content = super().to_json()
-        return {name: value for name, value in content.items() if name not in added or value != added[name]}
-
 
 @dataclass(frozen=True)
-class EncoderFinetuningSettings(FinetuningSettings):
-    """Settings of fine-tuning from the encoder: a decoder that gives noise is slow to give organs (RESULTS.md)."""
+class DecoderSettings(FinetuningSettings):
+    """Settings of a training of the decoder alone, from the pretrained one (arXiv 2402.15216)."""
 
-    transfer: Transfer = "encoder"
-
-    def to_json(self) -> dict[str, Any]:
-        return super().to_json() | {"transfer": self.transfer}
+    transfer: Transfer = "all"
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,8 @@ def test_nothing_finished_is_no_picture(tmp_path: Path) -> None:
 
 def curve(epochs: int) -> LearningCurve:
     values = [0.01 * epoch for epoch in range(epochs)]
-    logging = dict.fromkeys(("train_losses", "val_losses", "mean_fg_dice", "ema_fg_dice"), values)
+    logging = dict.fromkeys(("train_losses", "val_losses", "mean_fg_dice"), values)
+    logging["ema_fg_dice"] = [0.5 * value for value in values]  # lags
     return LearningCurve.of({"logging": {**logging, "val_losses": [*values, 1.0]}}, 50)
 
 

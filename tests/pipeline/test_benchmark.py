@@ -50,7 +50,7 @@ def test_killed_and_gone_on_with(planned_project: TinyProject) -> None:
 
     longer = ("benchmark", "few-label", 1, *WHAT, "--iterations", 8, "--pretrain-iterations", 2, "--dry-run")
     rest, done, other = project.diffseg.in_one_process([COMMAND, (*COMMAND, "--dry-run"), longer])
-    assert "train/scratch/3d_fullres/fold_5: finished before, unchanged" in rest.ok().out
+    assert "seed3_fold0_1case_scratch: scored before, unchanged" in rest.ok().out
     assert "all runs are finished" in done.ok().out
     assert other.ok().out.count("other settings") == 2
     assert "2 run(s) to do, about" in other.out
@@ -61,6 +61,18 @@ def test_killed_and_gone_on_with(planned_project: TinyProject) -> None:
     assert record(twin) == first
     check_report(project, output, record(tuned))
     check_given_checkpoint(project, project.pretrained() / "checkpoint_final.pth", output)
+    check_another_benchmark(project, record(twin), record(tuned), output)
+
+
+def check_another_benchmark(project: TinyProject, *records: Any) -> None:
+    """Of the same data set and labels, it trains in the same folders: what was scored before is not trained again."""
+    *runs, output = records
+    shorter = ("benchmark", "few-label", 1, *WHAT, "--iterations", 4, "--pretrain-iterations", 2)
+    other, again = project.diffseg.in_one_process([(*shorter, "-o", project.folder / "shorter"), COMMAND])
+    assert "is kept as" in other.ok().out.replace("\n", " ")
+    assert again.ok().out.count("scored before, unchanged") == 2
+    assert "epoch" not in again.out
+    assert [record(output / "runs" / f"seed3_fold0_1case_{name}") for name in ("scratch", "finetune")] == runs
 
 
 def check_given_checkpoint(project: TinyProject, given: Path, earlier: Path) -> None:
@@ -97,7 +109,7 @@ def check_report(project: TinyProject, output: Path, tuned: dict[str, Any]) -> N
     assert tuned["labelled_cases"] == len(drawn["train"]) == 1
     assert tuned["seconds"] > 0
     settings = [project.stage(f"train/{name}/3d_fullres/fold_5")["settings"] for name in ("scratch", "finetune")]
-    assert settings[1] == settings[0] | {"transfer": "encoder"}, "the twin has the same budget"
+    assert settings[1] == settings[0] | {"transfer": "encoder", "fold_timestep": None}, "the twin has the same budget"
     assert settings[0]["seed"] == 3
 
     table = pd.read_csv(output / "table.csv")

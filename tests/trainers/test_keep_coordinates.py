@@ -24,7 +24,7 @@ from diffseg_nnunet.trainers import (
     DiffSegTrainerScratch,
 )
 from diffseg_nnunet.trainers.regulariser import grouped, paired_loss
-from diffseg_nnunet.training.settings import FinetuningSettings, TrainingSettings
+from diffseg_nnunet.training.settings import SegmentationSettings
 from diffseg_nnunet.workspace import Workspace
 
 from .interruption import train_until
@@ -162,11 +162,9 @@ def test_the_step_is_of_both_losses(started: NewTrainer) -> None:
 
 
 def test_off_leaves_no_trace(new_trainer: NewTrainer, project: Project) -> None:
-    """Neither in the record, by which earlier results stay what they are, nor in the checkpoint."""
-    assert FinetuningSettings().to_json() == TrainingSettings().to_json()
-    assert FinetuningSettings(keep_coordinates=0.1).to_json()["keep_coordinates"] == 0.1
+    """In the checkpoint; and what is kept is part of what a result depends on."""
     inputs = [
-        stage_inputs(project, "2d", {"train": [], "val": []}, FinetuningSettings(keep_coordinates=weight))
+        stage_inputs(project, "2d", {"train": [], "val": []}, SegmentationSettings(keep_coordinates=weight))
         for weight in (0, 0.1, 0.2)
     ]
     assert inputs[0] != inputs[1] != inputs[2]
@@ -180,7 +178,7 @@ def test_off_leaves_no_trace(new_trainer: NewTrainer, project: Project) -> None:
 @pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
 def test_no_weight(weight: float) -> None:
     with pytest.raises(ValueError, match="is no weight from 0"):
-        FinetuningSettings(keep_coordinates=weight)
+        SegmentationSettings(keep_coordinates=weight)
 
 
 # -- where it begins --------------------------------------------------------------------------------------------------

@@ -6,43 +6,15 @@ where these agree. Converters number these names; they never spell their own.
 
 from __future__ import annotations
 
-import re
-
 from diffseg_nnunet.errors import BadInputError
+from diffseg_nnunet.evaluation.names import canonical_name
 
-# spelling -> other spellings in published label files, normalised as `canonical` does it
-STRUCTURES: dict[str, tuple[str, ...]] = {
-    "adrenal_glands": ("adrenal",),
-    "aorta": ("arota",),  # the typo is in AMOS22's dataset.json
-    "bladder": ("urinary_bladder",),
-    "colon": (),
-    "duodenum": ("duo",),
-    "esophagus": ("oesophagus", "eso"),
-    "gallbladder": ("gall_bladder", "gall"),
-    "inferior_vena_cava": ("postcava", "ivc"),
-    "intestine": (),
-    "left_adrenal_gland": ("left_adrenal", "lag", "lad"),
-    "left_femur": (),
-    "left_kidney": ("lkid", "lk"),
-    "lesion": ("tumor", "tumour"),
-    "liver": (),
-    "pancreas": (),
-    "portal_and_splenic_veins": (
-        "portal_vein_and_splenic_vein",
-        "portal_and_splenic_vein",
-        "portal_splenic_veins",
-        "veins",
-    ),
-    "prostate_or_uterus": ("prostate_uterus",),
-    "rectum": (),
-    "right_adrenal_gland": ("right_adrenal", "rag", "rad"),
-    "right_femur": (),
-    "right_kidney": ("rkid", "rk"),
-    "spleen": (),
-    "stomach": ("sto",),
-}
-_SPELLINGS = {spelling: name for name, others in STRUCTURES.items() for spelling in (name, *others)}
-_SIDES = {"left": "left", "right": "right", "l": "left", "r": "right"}
+STRUCTURES = (
+    *("adrenal_glands", "aorta", "bladder", "colon", "duodenum", "esophagus", "gallbladder", "inferior_vena_cava"),
+    *("intestine", "left_adrenal_gland", "left_femur", "left_kidney", "lesion", "liver", "pancreas"),
+    *("portal_and_splenic_veins", "prostate_or_uterus", "rectum", "right_adrenal_gland", "right_femur", "right_kidney"),
+    *("spleen", "stomach"),
+)
 
 
 def canonical(name: str) -> str:
@@ -51,13 +23,7 @@ def canonical(name: str) -> str:
     ``"Gall Bladder"`` gives ``gallbladder``, ``kidney_right`` and ``R kidney`` give ``right_kidney``, AMOS22's
     ``arota`` gives ``aorta``.
     """
-    words = re.findall(r"[a-z0-9]+", name.lower())
-    if len(words) > 1:
-        position = next((index for index in (0, len(words) - 1) if words[index] in _SIDES), None)
-        if position is not None:
-            words = [_SIDES[words[position]], *words[:position], *words[position + 1 :]]
-    spelling = "_".join(words)
-    return _SPELLINGS.get(spelling, spelling)
+    return "_".join(canonical_name(name).split())
 
 
 def numbered(*names: str) -> dict[str, int]:

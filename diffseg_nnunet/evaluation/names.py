@@ -33,6 +33,7 @@ _SPELLINGS = {
     "lung": (),
     "parotid": ("parotid gland",),
     "femur": ("femoral head", "head of femur"),
+    "prostate or uterus": ("prostate uterus",),
 }
 _CANONICAL = {spelling: name for name, spellings in _SPELLINGS.items() for spelling in (name, *spellings)}
 _GLUED = {

@@ -14,7 +14,7 @@ from diffseg_nnunet.atomic import write_file, write_json, write_text
 from diffseg_nnunet.benchmarking.curves import LearningCurve
 from diffseg_nnunet.benchmarking.divisions import Division
 from diffseg_nnunet.benchmarking.pictures import draw_budget_curve, draw_learning_curves
-from diffseg_nnunet.benchmarking.protocol import OWN_SPLIT, BenchmarkProtocol
+from diffseg_nnunet.benchmarking.protocol import OWN_SPLIT, TWIN, BenchmarkProtocol
 from diffseg_nnunet.benchmarking.provenance import Legality, Origin, Pool, flare_legality, seen_together
 from diffseg_nnunet.benchmarking.published import Conditions, compared
 from diffseg_nnunet.benchmarking.results import METHOD, SHOWN_METRICS, Group, Outcome, group
@@ -49,7 +49,7 @@ class Findings:
         states, records: by run.
         groups: of what has finished.
         curves: of what has finished.
-        seen: base fold -> what a pretraining saw; None: its checkpoint does not say.
+        seen: place of a fold -> what the pretraining of what has finished saw; None: its checkpoint does not say.
         origins: data sets by name, the labelled one first.
         pretraining: what all but the twin start from, in words.
     """
@@ -92,10 +92,11 @@ def gathered(benchmark: Benchmark, folds: tuple[Division, ...]) -> Findings:
     records = {run: record for run, record in read.items() if record is not None}
     outcomes = [Outcome(run, records[run], read_report(folders[run])) for run in finished]
     curves = {run: LearningCurve.read(folders[run]) for run in finished}
+    seen = {run.fold: records[run].saw for run in finished if run.strategy != TWIN}
     project = benchmark.project
     names = {project.name: project} | {
         name: Project(project.workspace, name)
-        for pool in benchmark.pretrainings.seen.values()
+        for pool in seen.values()
         for name in pool or ()
         if (project.workspace.raw / name).is_dir()
     }
@@ -107,7 +108,7 @@ def gathered(benchmark: Benchmark, folds: tuple[Division, ...]) -> Findings:
         records,
         group(outcomes, len(folds)),
         {run: curve for run, curve in curves.items() if curve is not None},
-        benchmark.pretrainings.seen,
+        seen,
         {name: Origin.of(each) for name, each in names.items()},
         _pretraining(benchmark),
     )
@@ -215,7 +216,7 @@ def _manifest(benchmark: Benchmark, found: Findings) -> dict[str, Any]:
         "flare_legal": legality.legal,
         "flare_legal_reason": legality.reason,
         "runs": {
-            run.name: {"state": state, **(vars(found.records[run]) if run in found.records else {})}
+            run.name: {"state": state, **(_without_cases(found.records[run]) if run in found.records else {})}
             for run, state in found.states.items()
         },
         "results": [_result(each) for each in found.groups],
@@ -225,6 +226,11 @@ def _manifest(benchmark: Benchmark, found: Findings) -> dict[str, Any]:
             "not_comparable": [{"method": each.method, "why": why, "source": each.source} for each, why in apart],
         },
     }
+
+
+def _without_cases(record: RunRecord) -> dict[str, Any]:
+    """Of what was seen the manifest has a list for each fold."""
+    return {name: value for name, value in vars(record).items() if name != "saw"}
 
 
 def _result(each: Group) -> dict[str, Any]:

@@ -224,12 +224,15 @@ class Benchmark:
             **self._chosen(run),
         )
         self._test(run, division, model, checkpoint)
-        seconds = round(monotonic() - started, 1) if fresh else None
+        digest = file_digest(checkpoint)
+        before = known.seconds if known is not None and known.checkpoint == digest else None
+        seconds = round(monotonic() - started, 1) if fresh else before
         RunRecord(
             "finished",
             signature,
             inputs,
-            checkpoint=file_digest(checkpoint),
+            checkpoint=digest,
+            saw={} if run.strategy == TWIN else self.pretrainings.seen[base],
             labelled_cases=len(drawn.train),
             labelled_slices=None if drawn.slices is None else sum(map(len, drawn.slices.values())),
             missing=drawn.missing,

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from diffseg_nnunet.atomic import write_json
 from diffseg_nnunet.benchmarking.divisions import Division
 from diffseg_nnunet.benchmarking.protocol import TWIN, BenchmarkProtocol
+from diffseg_nnunet.benchmarking.provenance import Pool
 from diffseg_nnunet.evaluation.protocols import find_protocol
 from diffseg_nnunet.evaluation.report import SCORES_JSON
 from diffseg_nnunet.pipeline.manifest import signature
@@ -55,6 +56,7 @@ class RunRecord:
         signature: digest of everything declared that its result depends on.
         inputs: digest of what its training read, plan and cases among them; None where it failed.
         checkpoint: SHA-256 of the trained network; None where there is none.
+        saw: what its pretraining saw, nothing where there was none; None: the pretrained checkpoint does not say.
         labelled_cases: training cases with labels, all or part of them annotated.
         labelled_slices: in all, for a budget of slices; else None.
         missing: structures without any label in the budget.
@@ -67,6 +69,7 @@ class RunRecord:
     signature: str
     inputs: str | None = None
     checkpoint: str | None = None
+    saw: Pool | None = None
     labelled_cases: int | None = None
     labelled_slices: int | None = None
     missing: tuple[str, ...] = ()

@@ -67,11 +67,14 @@ def test_killed_and_gone_on_with(planned_project: TinyProject) -> None:
 def check_another_benchmark(project: TinyProject, *records: Any) -> None:
     """Of the same data set and labels, it trains in the same folders: what was scored before is not trained again."""
     *runs, output = records
+    before = json.loads((output / "benchmark.json").read_text())
     shorter = ("benchmark", "few-label", 1, *WHAT, "--iterations", 4, "--pretrain-iterations", 2)
     other, again = project.diffseg.in_one_process([(*shorter, "-o", project.folder / "shorter"), COMMAND])
     assert "is kept as" in other.ok().out.replace("\n", " ")
     assert again.ok().out.count("scored before, unchanged") == 2
     assert "epoch" not in again.out
+    after = json.loads((output / "benchmark.json").read_text())
+    assert after | {"written": ""} == before | {"written": ""}, "also what the pretraining saw"
     assert [record(output / "runs" / f"seed3_fold0_1case_{name}") for name in ("scratch", "finetune")] == runs
 
 

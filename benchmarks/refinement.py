@@ -1,11 +1,12 @@
-"""What the refiner (HiDiff, arXiv 2407.03548) is worth: abdominal organs before and after, paired, and what it costs.
+"""What the refiner (HiDiff, arXiv 2407.03548) is worth: segmentations before and after, paired, and what it costs.
 
-Usage: python benchmarks/refinement.py WORKSPACE [--budgets 2cases 14cases] [--seeds 0 1 2]
+Usage: python benchmarks/refinement.py WORKSPACE [--data-set abdomen] [--budgets 2cases 14cases] [--seeds 0 1 2]
            [--variants frozen alternate binary binary_alternate] [--iterations 200] [--no-report]
 
-WORKSPACE is few_labels.py's, and the segmentors are those that it fine-tuned. Each is refined in every variant, with
-results of its own. The ten held-out BTCV scans are tested on; what is to be chosen is told by the training scans that a
-budget left unlabelled, whose labels neither the segmentor nor the refiner has seen. What is done is not done twice, and
+WORKSPACE is few_labels.py's (few_labels_hippocampus.py's with `--data-set hippocampus`), and the segmentors are those
+that it fine-tuned. Each is refined in every variant, with results of its own. The cases that the segmentors were tested
+on are tested on; what is to be chosen is told by the training cases that a budget left unlabelled, whose labels neither
+the segmentor nor the refiner has seen. What is done is not done twice, and
 several processes may share the work, each with other budgets, seeds or variants and `--no-report`; the last call, with
 all of them, measures time and memory, which wants a machine that is otherwise idle, and reports.
 """
@@ -17,10 +18,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from calibration import BINS, MARGIN_MM
-from few_labels import PATCH
 from refinement_costs import COST_CASES, bytes_table, cost_table, prediction_costs
-from refinement_runs import ALONE, TEST, TUNING, VARIANTS, WORDS, Refinement, find_segmentors, plain
-from refinement_tables import SMALL, Setting, calibration_table, said_of_default, score_table, structure_table
+from refinement_runs import ALONE, SOURCES, TEST, TUNING, VARIANTS, WORDS, Refinement, Source, find_segmentors, plain
+from refinement_tables import Setting, calibration_table, said_of_default, score_table, structure_table
 from results import write_section
 
 from diffseg_nnunet.workspace import Workspace
@@ -28,7 +28,8 @@ from diffseg_nnunet.workspace import Workspace
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("workspace", type=Path, help="few_labels.py's")
+    parser.add_argument("workspace", type=Path, help="of the segmentors")
+    parser.add_argument("--data-set", choices=SOURCES, default="abdomen")
     parser.add_argument("--budgets", nargs="+", default=["2cases", "14cases"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
@@ -47,7 +48,8 @@ def main() -> None:
             plain(refinement.segmentor, part)
             refinement.measure(part)
     if not options.no_report:
-        write_section("refinement", _report(options, refinements))
+        section = "refinement" if options.data_set == "abdomen" else f"refinement-{options.data_set}"
+        write_section(section, _report(options, refinements))
 
 
 def _settings(refinements: Sequence[Refinement], part: str) -> list[Setting]:
@@ -64,19 +66,20 @@ def _settings(refinements: Sequence[Refinement], part: str) -> list[Setting]:
 
 
 def _report(options: argparse.Namespace, refinements: Sequence[Refinement]) -> str:
+    source = SOURCES[options.data_set]
     tuning, test, alone = (_settings(refinements, part) for part in (TUNING, TEST, ALONE))
     untuned = sorted({each.segmentor.labels for each in refinements if not each.segmentor.tuning})
     none_left = f" With {' and '.join(untuned)} no training scan is left to choose by." if untuned else ""
     chosen = f"{score_table(tuning)}\n\n{said_of_default(tuning)}{none_left}" if tuning else none_left.strip()
-    return f"""## Refinement (HiDiff)
+    return f"""## Refinement (HiDiff){"" if options.data_set == "abdomen" else f": {options.data_set}"}
 
-Script: `benchmarks/refinement.py`. The segmentors are those that `benchmarks/few_labels.py` fine-tuned, seeds \
-{", ".join(map(str, options.seeds))} (other labelled cases for each). Each refiner has {options.iterations} \
-iterations, width {options.width}, patches of {"×".join(map(str, PATCH))}, T = 10, and averages {options.samples} \
-samples of {options.sampling_steps} DDIM steps; the command's defaults are 40,000 iterations and 8 samples of 10 \
-steps. "Before" is the segmentor as it was, predicted with test-time mirroring as it is refined; `alternate` trains a \
-copy of it on. 13 organs, protocol `plain`, NSD at 1 mm. The refiners learn from the segmentor's own labelled cases \
-alone.
+Script: `benchmarks/refinement.py`. The segmentors are those that `benchmarks/{source.maker.split()[0]}` fine-tuned, \
+seeds {", ".join(map(str, options.seeds))} (other labelled cases for each). Each refiner has {options.iterations} \
+iterations, width {options.width}, patches of {"×".join(map(str, source.patch))}, T = 10, and averages \
+{options.samples} samples of {options.sampling_steps} DDIM steps; the command's defaults are 40,000 iterations and 8 \
+samples of 10 steps. "Before" is the segmentor as it was, predicted with test-time mirroring as it is refined; \
+`alternate` trains a copy of it on. Protocol `plain`, NSD at 1 mm. The refiners learn from the segmentor's own \
+labelled cases alone.
 
 Differences are after minus before, of the same case, structure and seed, averaged over the seeds first; [95 % \
 bootstrap interval over cases] and p of a two-sided Wilcoxon signed-rank test over cases, in brackets with Holm's \
@@ -89,36 +92,41 @@ Scans that may be trained and tuned on, and whose labels the segmentor and its r
 
 {chosen}
 
-### The held-out scans
+### Test
+
+{source.tested}.
 
 {score_table([*test, *alone])}
 
-### Small organs of the held-out scans
+{_structures(source, test)}
 
-{score_table(test, SMALL)}
+### Calibration, test cases
 
-DSC, organ by organ:
-
-{structure_table(test, SMALL)}
-
-### Calibration, held-out scans
-
-Of the voxels in the box around the reference's organs, widened by {MARGIN_MM:g} mm: the same before and after, chosen \
-by no prediction. Expected calibration error of the most probable class, {BINS} bins of equal width; the area under \
-the ROC curve by which a voxel's entropy tells that its label is wrong (0.5: not at all); over cases, the rank \
+Of the voxels in the box around the reference's structures, widened by {MARGIN_MM:g} mm: the same before and after, \
+chosen by no prediction. Expected calibration error of the most probable class, {BINS} bins of equal width; the area \
+under the ROC curve by which a voxel's entropy tells that its label is wrong (0.5: not at all); over cases, the rank \
 correlation of the mean entropy with 1 − DSC.
 
 {calibration_table(test)}
 
 ### Time and memory
 
-`diffseg predict` on {COST_CASES} held-out scans, from its start to its end, one command after the other in one run.
+`diffseg predict` on {COST_CASES} test cases, from its start to its end, one command after the other in one run.
 
 {cost_table(prediction_costs(refinements))}
 
 ### Bytes of weights
 
 {bytes_table(refinements, test)}"""
+
+
+def _structures(source: Source, test: Sequence[Setting]) -> str:
+    """Small structures together, and one by one; of a data set without such, all of them one by one."""
+    if source.small:
+        together = f"Small organs alone:\n\n{score_table(test, source.small)}\n\n"
+        return f"{together}DSC, organ by organ:\n\n{structure_table(test, source.small)}"
+    names = tuple(each.structure for each in test[0].evaluations()[0].structures)
+    return f"DSC by structure:\n\n{structure_table(test, names)}"
 
 
 if __name__ == "__main__":

@@ -12,9 +12,8 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from abdomen import CONFIGURATION, run_folder
-from few_labels import ID
-from refinement_runs import TEST, WORDS, Refinement
+from abdomen import CONFIGURATION
+from refinement_runs import TEST, WORDS, Refinement, Segmentor
 from refinement_tables import Setting
 from results import cached, table
 
@@ -36,7 +35,7 @@ def prediction_costs(refinements: Sequence[Refinement]) -> dict[str, dict[str, f
     images.mkdir(parents=True, exist_ok=True)
     for case in segmentor.images(TEST)[:COST_CASES]:
         shutil.copy2(case.images[0], images)
-    own = run_folder(segmentor.workspace, segmentor.run).resolve()
+    own = segmentor.results.resolve()
     contenders: dict[str, tuple[Mapping[str, str], tuple[object, ...]]] = {
         "plain": ({**first.environment, NNUNET_VARIABLES[2]: str(own)}, ())
     }
@@ -47,18 +46,18 @@ def prediction_costs(refinements: Sequence[Refinement]) -> dict[str, dict[str, f
     contenders[f"{WORDS[first.variant]}, above {THRESHOLD_BITS} bits"] = (first.environment, threshold)
 
     def measure() -> dict[str, dict[str, float]]:
-        return {name: _cost(segmentor.fold, images, root / "out", *each) for name, each in contenders.items()}
+        return {name: _cost(segmentor, images, root / "out", *each) for name, each in contenders.items()}
 
     return cached(root / f"{first.run}_{len(contenders)}.json", measure)
 
 
 def _cost(
-    fold: int, images: Path, output: Path, environment: Mapping[str, str], more: tuple[object, ...]
+    segmentor: Segmentor, images: Path, output: Path, environment: Mapping[str, str], more: tuple[object, ...]
 ) -> dict[str, float]:
     """Of one command: wall and processor seconds, GiB of resident memory at most, and the share that was refined."""
     shutil.rmtree(output, ignore_errors=True)
-    command = ["diffseg", "predict", "-d", ID, "-i", images, "-o", output, "-c", CONFIGURATION, "-f", fold, *more]
-    command = [str(part) for part in command]
+    what = ("-d", segmentor.source.id, "-c", CONFIGURATION, "-f", segmentor.fold, *more)
+    command = [str(part) for part in ("diffseg", "predict", "-i", images, "-o", output, *what)]
     print("$", *command, flush=True)
     log = output.with_name("predict.log")
     with open(log, "w", encoding="utf-8") as stream:

@@ -1,4 +1,4 @@
-"""The networks of refinement.py: segmentors that few_labels.py fine-tuned, their refiners, and what both predict."""
+"""The networks of refinement.py: segmentors fine-tuned with few labels, their refiners, and what both predict."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import few_labels
+import few_labels_hippocampus
 from abdomen import CONFIGURATION, run_environment, run_folder
 from calibration import Calibration, case_calibration
-from few_labels import ID, MODE, NAME
 from filelock import FileLock
 from refinement_tables import Scored
 from results import diffseg
@@ -45,8 +46,54 @@ _DONE = "calibration.json"
 
 
 @dataclass(frozen=True)
+class Source:
+    """The data set and the networks of a benchmark of few labels.
+
+    Attributes:
+        id, name: of the data set.
+        maker: the command that fine-tuned the networks, WORKSPACE in it.
+        run: whose results they are; None: the workspace's own.
+        patch: that they were trained with.
+        tested: the test cases, in words.
+        small: structures told apart.
+    """
+
+    id: int
+    name: str
+    maker: str
+    run: str | None
+    patch: tuple[int, ...]
+    tested: str
+    small: tuple[str, ...] = ()
+
+
+SOURCES = {
+    "abdomen": Source(
+        few_labels.ID,
+        few_labels.NAME,
+        "few_labels.py WORKSPACE DATA",
+        f"few_labels_{few_labels.MODE}",
+        few_labels.PATCH,
+        "The ten held-out BTCV scans, 13 organs",
+        (
+            *("gallbladder", "esophagus", "portal_and_splenic_veins"),
+            *("right_adrenal_gland", "left_adrenal_gland"),
+        ),
+    ),
+    "hippocampus": Source(
+        few_labels_hippocampus.ID,
+        few_labels_hippocampus.NAME,
+        "few_labels_hippocampus.py TASK_FOLDER WORKSPACE",
+        None,
+        few_labels_hippocampus.PATCH,
+        "The 40 cases of fold 0, 2 structures",
+    ),
+}
+
+
+@dataclass(frozen=True)
 class Segmentor:
-    """A network that few_labels.py has fine-tuned.
+    """A fine-tuned network.
 
     Attributes:
         labels: the budget.
@@ -57,6 +104,7 @@ class Segmentor:
     """
 
     workspace: Path
+    source: Source
     labels: str
     seed: int
     fold: int
@@ -68,13 +116,18 @@ class Segmentor:
         return f"{self.labels}_seed{self.seed}"
 
     @property
-    def run(self) -> str:
-        """That it was trained in."""
-        return f"few_labels_{MODE}"
+    def results(self) -> Path:
+        """nnU-Net's results that hold it."""
+        run = self.source.run
+        return self.workspace / "nnUNet_results" if run is None else run_folder(self.workspace, run)
 
     @property
     def model(self) -> Path:
-        return _model(self.workspace, self.run, "DiffSegTrainer")
+        return _model(self.results, self.source, "DiffSegTrainer")
+
+    @property
+    def preprocessed(self) -> Path:
+        return self.workspace / "nnUNet_preprocessed" / self.source.name
 
     @property
     def checkpoint(self) -> Path:
@@ -84,7 +137,7 @@ class Segmentor:
         return self.tuning if part == TUNING else self.test
 
     def images(self, part: str) -> list[Case]:
-        folder = self.workspace / "nnUNet_raw" / NAME / "imagesTr"
+        folder = self.workspace / "nnUNet_raw" / self.source.name / "imagesTr"
         return [Case(case, (folder / f"{case}_0000.nii.gz",), None) for case in self.cases(part)]
 
 
@@ -106,7 +159,8 @@ class Refinement:
 
     @property
     def model(self) -> Path:
-        return _model(self.segmentor.workspace, self.run, "DiffSegRefinerTrainer")
+        results = run_folder(self.segmentor.workspace, self.run)
+        return _model(results, self.segmentor.source, "DiffSegRefinerTrainer")
 
     @property
     def checkpoint(self) -> Path:
@@ -114,7 +168,7 @@ class Refinement:
 
     @cached_property
     def environment(self) -> dict[str, str]:
-        return run_environment(self.segmentor.workspace, self.run, NAME)
+        return run_environment(self.segmentor.workspace, self.run, self.segmentor.source.name)
 
     @property
     def parts(self) -> list[str]:
@@ -130,7 +184,16 @@ class Refinement:
         segmentor, own = self.segmentor, self.options
         if part == TEST:  # the stage's own validation
             diffseg(
-                *("refine", ID, "-c", CONFIGURATION, "-f", segmentor.fold, "--checkpoint", segmentor.checkpoint),
+                *(
+                    "refine",
+                    segmentor.source.id,
+                    "-c",
+                    CONFIGURATION,
+                    "-f",
+                    segmentor.fold,
+                    "--checkpoint",
+                    segmentor.checkpoint,
+                ),
                 *("--iterations", own.iterations, "--seed", segmentor.seed, "--width", own.width, "--npz"),
                 *("--samples", own.samples, "--sampling-steps", own.sampling_steps, *VARIANTS[self.variant]),
                 environment=self.environment,
@@ -145,13 +208,14 @@ class Refinement:
         return _predicted(predictor, segmentor.images(part), folder)
 
 
-def _model(workspace: Path, run: str, trainer: str) -> Path:
-    return run_folder(workspace, run) / NAME / f"{trainer}__DiffSegPlans__{CONFIGURATION}"
+def _model(results: Path, source: Source, trainer: str) -> Path:
+    return results / source.name / f"{trainer}__DiffSegPlans__{CONFIGURATION}"
 
 
 def find_segmentors(options: argparse.Namespace) -> list[Segmentor]:
     """Those asked for; ends the script where one is missing, and says what makes it."""
-    folder = options.workspace / "nnUNet_preprocessed" / NAME
+    source = SOURCES[options.data_set]
+    folder = options.workspace / "nnUNet_preprocessed" / source.name
     drawn = read_budget_folds(folder, json.loads((folder / "splits_final.json").read_text()))
     found = []
     for labels in options.budgets:
@@ -159,11 +223,12 @@ def find_segmentors(options: argparse.Namespace) -> list[Segmentor]:
             fold = next((each for each in drawn.values() if (each.labels, each.seed) == (labels, seed)), None)
             if fold is not None:
                 tuning = fold.unlabelled[: options.tuning_scans]
-                found.append(Segmentor(options.workspace, labels, seed, fold.fold, fold.val, tuning))
+                found.append(Segmentor(options.workspace, source, labels, seed, fold.fold, fold.val, tuning))
             if fold is None or not found[-1].checkpoint.is_file():
+                maker = source.maker.replace("WORKSPACE", str(options.workspace))
                 sys.exit(
-                    f"No segmentor of {labels}, seed {seed}: run `python benchmarks/few_labels.py {options.workspace} "
-                    f"DATA --budgets {labels} --seeds {seed} --strategies finetune --no-report` first."
+                    f"No segmentor of {labels}, seed {seed}: run `python benchmarks/{maker} --budgets {labels} "
+                    f"--seeds {seed} --strategies finetune --no-report` first."
                 )
     return found
 
@@ -198,10 +263,9 @@ def _measured(segmentor: Segmentor, part: str, run: str, predict: Callable[[Path
     with FileLock(f"{folder}.lock"):
         if not (folder / _DONE).is_file():
             predictions = predict(folder / "predictions")
-            preprocessed = segmentor.workspace / "nnUNet_preprocessed" / NAME
-            references = preprocessed / "gt_segmentations"
+            references = segmentor.preprocessed / "gt_segmentations"
             cases = segmentor.cases(part)
-            evaluate(predictions, references, preprocessed / "dataset.json", folder, cases=cases)
+            evaluate(predictions, references, segmentor.preprocessed / "dataset.json", folder, cases=cases)
             found = {
                 case: asdict(case_calibration(predictions / f"{case}.npz", references / f"{case}.nii.gz"))
                 for case in cases

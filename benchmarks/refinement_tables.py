@@ -15,13 +15,6 @@ from diffseg_nnunet.evaluation.comparison import PairedScore, compare, holm, sig
 from diffseg_nnunet.evaluation.statistics import ALL_STRUCTURES, METRICS, Evaluation, case_means, mean_with_interval
 from diffseg_nnunet.evaluation.tables import estimate_text, p_text
 
-SMALL = (
-    "gallbladder",
-    "esophagus",
-    "portal_and_splenic_veins",
-    "right_adrenal_gland",
-    "left_adrenal_gland",
-)
 _SHOWN = {"dsc": ("DSC", 3), "nsd": ("NSD", 3), "hd95_mm": ("HD95 (mm)", 1)}
 
 

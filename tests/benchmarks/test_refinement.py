@@ -8,11 +8,13 @@ import pytest
 import refinement_costs
 import refinement_tables as tables
 from calibration import Calibration
+from refinement_runs import SOURCES
 
 from diffseg_nnunet.evaluation.statistics import Evaluation, ScoreRow, case_means, summarise_all, summarise_structure
 from diffseg_nnunet.refinement.network import Refiner, RefinerArchitecture
 
-ORGANS = ("liver", *tables.SMALL)
+SMALL = SOURCES["abdomen"].small
+ORGANS = ("liver", *SMALL)
 
 
 def evaluation(dsc: dict[str, float], hd95: float = 4.0) -> Evaluation:
@@ -50,7 +52,7 @@ def test_seeds_are_averaged_before_cases(setting):
     liver = {row.case: row.dsc for row in before.rows if row.structure == "liver"}
     assert liver == pytest.approx({"a": 0.5, "b": 0.6, "c": 0.5})
     found = cells(tables.score_table([setting]))
-    share = (1 + len(tables.SMALL) / 2) / len(ORGANS)  # mean over the organs of a case whose liver has 1
+    share = (1 + len(SMALL) / 2) / len(ORGANS)  # mean over the organs of a case whose liver has 1
     assert found[:4] == ["2cases", "frozen", "3", f"{0.5333 * share:.3f} → {0.6333 * share:.3f}"]
     assert found[4].startswith(f"+{0.1 * share:.3f} [")
 
@@ -70,10 +72,10 @@ def test_what_one_side_does_not_define_is_left_out_on_both():
 
 
 def test_small_organs_alone(setting):
-    _, after = setting.evaluations(tables.SMALL)
+    _, after = setting.evaluations(SMALL)
     assert after.overall.dsc.mean == pytest.approx(0.95 / 3)
-    found = cells(tables.structure_table([setting], tables.SMALL))
-    assert len(found) == 2 + len(tables.SMALL)
+    found = cells(tables.structure_table([setting], SMALL))
+    assert len(found) == 2 + len(SMALL)
     assert found[2].startswith("0.267 → 0.317; +0.050 [")
 
 

@@ -184,16 +184,8 @@ class Refinement:
         segmentor, own = self.segmentor, self.options
         if part == TEST:  # the stage's own validation
             diffseg(
-                *(
-                    "refine",
-                    segmentor.source.id,
-                    "-c",
-                    CONFIGURATION,
-                    "-f",
-                    segmentor.fold,
-                    "--checkpoint",
-                    segmentor.checkpoint,
-                ),
+                *("refine", segmentor.source.id, "-c", CONFIGURATION, "-f", segmentor.fold),
+                *("--checkpoint", segmentor.checkpoint),
                 *("--iterations", own.iterations, "--seed", segmentor.seed, "--width", own.width, "--npz"),
                 *("--samples", own.samples, "--sampling-steps", own.sampling_steps, *VARIANTS[self.variant]),
                 environment=self.environment,

@@ -6,9 +6,9 @@ Usage: python benchmarks/refinement.py WORKSPACE [--data-set abdomen] [--budgets
 WORKSPACE is few_labels.py's (few_labels_hippocampus.py's with `--data-set hippocampus`), and the segmentors are those
 that it fine-tuned. Each is refined in every variant, with results of its own. The cases that the segmentors were tested
 on are tested on; what is to be chosen is told by the training cases that a budget left unlabelled, whose labels neither
-the segmentor nor the refiner has seen. What is done is not done twice, and
-several processes may share the work, each with other budgets, seeds or variants and `--no-report`; the last call, with
-all of them, measures time and memory, which wants a machine that is otherwise idle, and reports.
+the segmentor nor the refiner has seen. What is done is not done twice, and several processes may share the work, each
+with other budgets, seeds or variants and `--no-report`; the last call, with all of them, measures time and memory,
+which wants a machine that is otherwise idle, and reports.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("workspace", type=Path, help="of the segmentors")
     parser.add_argument("--data-set", choices=SOURCES, default="abdomen")
-    parser.add_argument("--budgets", nargs="+", default=["2cases", "14cases"])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--budgets", nargs="+")
+    parser.add_argument("--seeds", type=int, nargs="+")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--iterations", type=int, default=200, help="of every refiner")
     parser.add_argument("--width", type=int, default=16, help="of the refiner's first stage")
@@ -40,6 +40,8 @@ def main() -> None:
     parser.add_argument("--tuning-scans", type=int, default=6, help="of each segmentor that has any, the first")
     parser.add_argument("--no-report", action="store_true")
     options = parser.parse_args()
+    options.source = source = SOURCES[options.data_set]
+    options.budgets, options.seeds = options.budgets or source.budgets, options.seeds or source.seeds
     Workspace.locate(options.workspace.resolve()).activate()
     segmentors = find_segmentors(options)
     refinements = [Refinement(each, variant, options) for each in segmentors for variant in options.variants]
@@ -48,8 +50,7 @@ def main() -> None:
             plain(refinement.segmentor, part)
             refinement.measure(part)
     if not options.no_report:
-        section = "refinement" if options.data_set == "abdomen" else f"refinement-{options.data_set}"
-        write_section(section, _report(options, refinements))
+        write_section(source.section, _report(options, refinements))
 
 
 def _settings(refinements: Sequence[Refinement], part: str) -> list[Setting]:
@@ -66,14 +67,14 @@ def _settings(refinements: Sequence[Refinement], part: str) -> list[Setting]:
 
 
 def _report(options: argparse.Namespace, refinements: Sequence[Refinement]) -> str:
-    source = SOURCES[options.data_set]
+    source: Source = options.source
     tuning, test, alone = (_settings(refinements, part) for part in (TUNING, TEST, ALONE))
     untuned = sorted({each.segmentor.labels for each in refinements if not each.segmentor.tuning})
     none_left = f" With {' and '.join(untuned)} no training scan is left to choose by." if untuned else ""
     chosen = f"{score_table(tuning)}\n\n{said_of_default(tuning)}{none_left}" if tuning else none_left.strip()
-    return f"""## Refinement (HiDiff){"" if options.data_set == "abdomen" else f": {options.data_set}"}
+    return f"""## {source.title}
 
-Script: `benchmarks/refinement.py`. The segmentors are those that `benchmarks/{source.maker.split()[0]}` fine-tuned, \
+Script: `benchmarks/refinement.py`. The segmentors are those that `benchmarks/{source.script}` fine-tuned, \
 seeds {", ".join(map(str, options.seeds))} (other labelled cases for each). Each refiner has {options.iterations} \
 iterations, width {options.width}, patches of {"×".join(map(str, source.patch))}, T = 10, and averages \
 {options.samples} samples of {options.sampling_steps} DDIM steps; the command's defaults are 40,000 iterations and 8 \

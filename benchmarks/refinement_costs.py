@@ -117,5 +117,5 @@ def bytes_table(refinements: Sequence[Refinement], tests: Sequence[Setting]) -> 
         ]
         weights = (f"{full // 4:,}", f"{bits:,}", f"{stored / 1e6:.2f}", f"{full / 1e6:.2f}")
         rows.append((WORDS[variant], *weights, ", ".join(dsc)))
-    header = ("refiner", "weights", "of one bit", "MB stored", "MB with 4 bytes each", "DSC of the held-out scans")
+    header = ("refiner", "weights", "of one bit", "MB stored", "MB with 4 bytes each", "DSC of the test cases")
     return table(header, rows)

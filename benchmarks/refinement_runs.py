@@ -20,6 +20,7 @@ from refinement_tables import Scored
 from results import diffseg
 
 from diffseg_nnunet.atomic import write_json
+from diffseg_nnunet.benchmarking.runs import Run, RunRecord
 from diffseg_nnunet.budgets.folds import read_budget_folds
 from diffseg_nnunet.evaluation.report import read_report
 from diffseg_nnunet.inference.predictor import load_predictor, predict_cases
@@ -28,6 +29,7 @@ from diffseg_nnunet.pipeline.device import prepare_device
 from diffseg_nnunet.pipeline.evaluating import evaluate
 from diffseg_nnunet.pipeline.stages import FINAL
 from diffseg_nnunet.raw_dataset import Case
+from diffseg_nnunet.training.checkpoint import file_digest
 
 VARIANTS = {
     "frozen": (),
@@ -51,19 +53,29 @@ class Source:
 
     Attributes:
         id, name: of the data set.
-        maker: the command that fine-tuned the networks, WORKSPACE in it.
+        script: that fine-tuned the networks.
+        arguments: of it, WORKSPACE in them.
         run: whose results they are; None: the workspace's own.
+        report: of the benchmark, in the workspace.
         patch: that they were trained with.
+        budgets, seeds: that are refined unless others are asked for.
         tested: the test cases, in words.
+        section, title: of RESULTS.md.
         small: structures told apart.
     """
 
     id: int
     name: str
-    maker: str
+    script: str
+    arguments: str
     run: str | None
+    report: str
     patch: tuple[int, ...]
+    budgets: tuple[str, ...]
+    seeds: tuple[int, ...]
     tested: str
+    section: str
+    title: str
     small: tuple[str, ...] = ()
 
 
@@ -71,22 +83,31 @@ SOURCES = {
     "abdomen": Source(
         few_labels.ID,
         few_labels.NAME,
-        "few_labels.py WORKSPACE DATA",
+        "few_labels.py",
+        "WORKSPACE DATA",
         f"few_labels_{few_labels.MODE}",
+        f"few_labels/{few_labels.MODE}",
         few_labels.PATCH,
+        ("2cases", "14cases"),
+        (0, 1, 2),
         "The ten held-out BTCV scans, 13 organs",
-        (
-            *("gallbladder", "esophagus", "portal_and_splenic_veins"),
-            *("right_adrenal_gland", "left_adrenal_gland"),
-        ),
+        "refinement",
+        "Refinement (HiDiff)",
+        ("gallbladder", "esophagus", "portal_and_splenic_veins", "right_adrenal_gland", "left_adrenal_gland"),
     ),
     "hippocampus": Source(
         few_labels_hippocampus.ID,
         few_labels_hippocampus.NAME,
-        "few_labels_hippocampus.py TASK_FOLDER WORKSPACE",
+        "few_labels_hippocampus.py",
+        "TASK_FOLDER WORKSPACE",
         None,
+        "few_labels",
         few_labels_hippocampus.PATCH,
+        ("2cases", "160cases"),
+        (0,),
         "The 40 cases of fold 0, 2 structures",
+        "refinement-hippocampus",
+        "Refinement (HiDiff): hippocampus",
     ),
 }
 
@@ -206,7 +227,7 @@ def _model(results: Path, source: Source, trainer: str) -> Path:
 
 def find_segmentors(options: argparse.Namespace) -> list[Segmentor]:
     """Those asked for; ends the script where one is missing, and says what makes it."""
-    source = SOURCES[options.data_set]
+    source: Source = options.source
     folder = options.workspace / "nnUNet_preprocessed" / source.name
     drawn = read_budget_folds(folder, json.loads((folder / "splits_final.json").read_text()))
     found = []
@@ -216,13 +237,21 @@ def find_segmentors(options: argparse.Namespace) -> list[Segmentor]:
             if fold is not None:
                 tuning = fold.unlabelled[: options.tuning_scans]
                 found.append(Segmentor(options.workspace, source, labels, seed, fold.fold, fold.val, tuning))
-            if fold is None or not found[-1].checkpoint.is_file():
-                maker = source.maker.replace("WORKSPACE", str(options.workspace))
+            if fold is None or not _is_the_benchmarks(found[-1]):
+                arguments = source.arguments.replace("WORKSPACE", str(options.workspace))
                 sys.exit(
-                    f"No segmentor of {labels}, seed {seed}: run `python benchmarks/{maker} --budgets {labels} "
-                    f"--seeds {seed} --strategies finetune --no-report` first."
+                    f"No segmentor of {labels}, seed {seed}: run `python benchmarks/{source.script} {arguments} "
+                    f"--budgets {labels} --seeds {seed} --strategies finetune --no-report` first."
                 )
     return found
+
+
+def _is_the_benchmarks(segmentor: Segmentor) -> bool:
+    """Whether the network is there that the benchmark reports, and not one that was trained in its place since."""
+    run = Run("finetune", segmentor.labels, segmentor.seed)
+    record = RunRecord.read(run.folder(segmentor.workspace / segmentor.source.report))
+    path = segmentor.checkpoint
+    return record is not None and path.is_file() and file_digest(path) == record.checkpoint
 
 
 def plain(segmentor: Segmentor, part: str) -> Scored:

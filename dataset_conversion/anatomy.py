@@ -10,10 +10,9 @@ from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.evaluation.names import canonical_name
 
 STRUCTURES = (
-    *("adrenal_glands", "aorta", "bladder", "colon", "duodenum", "esophagus", "gallbladder", "inferior_vena_cava"),
-    *("intestine", "left_adrenal_gland", "left_femur", "left_kidney", "lesion", "liver", "pancreas"),
-    *("portal_and_splenic_veins", "prostate_or_uterus", "rectum", "right_adrenal_gland", "right_femur", "right_kidney"),
-    *("spleen", "stomach"),
+    *("aorta", "bladder", "duodenum", "esophagus", "gallbladder", "inferior_vena_cava", "left_adrenal_gland"),
+    *("left_kidney", "lesion", "liver", "pancreas", "portal_and_splenic_veins", "prostate_or_uterus"),
+    *("right_adrenal_gland", "right_kidney", "spleen", "stomach"),
 )
 
 

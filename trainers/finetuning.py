@@ -37,8 +37,8 @@ from .segmentation import SegmentationTrainer
 _KEY = "coordinate_regulariser"
 
 
-class WholeNetworkTrainer(SegmentationTrainer):
-    """A training of the planned network as it is, with the coordinates kept on if the settings say so.
+class PlannedNetworkTrainer(SegmentationTrainer):
+    """A training of the planned network, probes apart, with the coordinates kept on if the settings say so.
 
     Then the training loss is nnU-Net's plus a weighted label-free one of where voxels lie; the curves show nnU-Net's
     alone. ``network_weights`` of the checkpoint are a stock network's all the same.
@@ -147,7 +147,7 @@ class WholeNetworkTrainer(SegmentationTrainer):
             self.regulariser.head.load_state_dict(checkpoints.load_safely(filename_or_checkpoint)[_KEY]["head"])
 
 
-class DiffSegTrainer(WholeNetworkTrainer):
+class DiffSegTrainer(PlannedNetworkTrainer):
     """Fine-tuning of all weights, from those of the pretrained network that the settings name."""
 
     settings: FinetuningSettings
@@ -180,7 +180,7 @@ class DiffSegTrainer(WholeNetworkTrainer):
         return {key: tensor for key, tensor in weights.items() if canonical(key).startswith("encoder.")}
 
 
-class DiffSegTrainerScratch(WholeNetworkTrainer):
+class DiffSegTrainerScratch(PlannedNetworkTrainer):
     """The twin: same plan, length, schedule and seed, random initial weights, nnU-Net's initial rate.
 
     Where coordinates are kept, its head starts from random weights, too.

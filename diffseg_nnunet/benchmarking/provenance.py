@@ -101,7 +101,7 @@ def flare_legality(
     if foreign:
         return Legality(False, f"Pretraining saw data that are not FLARE22's: {listed(foreign)}. {FLARE22_RULE}")
     if not seen:
-        return Legality(True, "Trained on FLARE22's own labelled scans, and nothing was pretrained.")
+        return Legality(True, "Trained on FLARE22's own labelled scans, and nothing that is reported was pretrained.")
     count = sum(len(list(cases)) for cases in seen.values())
     return Legality(True, f"Pretrained, without labels, on {count} of FLARE22's own scans and on nothing else.")
 

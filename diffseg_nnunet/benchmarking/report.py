@@ -35,6 +35,7 @@ from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.planning.hardware import memory_limit_gib, usable_cores, visible_gpus
 from diffseg_nnunet.training.checkpoint import file_digest
 from diffseg_nnunet.training.settings import TrainingSettings
+from diffseg_nnunet.verification import listed
 
 MANIFEST, TABLE_MD, TABLE_CSV = "benchmark.json", "table.md", "table.csv"
 CURVE_PNG, LEARNING_PNG = "curve.png", "learning_curves.png"
@@ -92,7 +93,7 @@ def gathered(benchmark: Benchmark, folds: tuple[Division, ...]) -> Findings:
     records = {run: record for run, record in read.items() if record is not None}
     outcomes = [Outcome(run, records[run], read_report(folders[run])) for run in finished]
     curves = {run: LearningCurve.read(folders[run]) for run in finished}
-    seen = {run.fold: records[run].saw for run in finished if run.strategy != TWIN}
+    seen = seen_by_fold({run: records[run] for run in finished})
     project = benchmark.project
     names = {project.name: project} | {
         name: Project(project.workspace, name)
@@ -112,6 +113,31 @@ def gathered(benchmark: Benchmark, folds: tuple[Division, ...]) -> Findings:
         {name: Origin.of(each) for name, each in names.items()},
         _pretraining(benchmark),
     )
+
+
+def seen_by_fold(finished: Mapping[Run, RunRecord]) -> dict[int, Pool | None]:
+    """Place of a fold -> what the pretrainings of its runs saw, together; None: one of them does not say."""
+    pools: dict[int, list[Pool | None]] = {}
+    for run, record in finished.items():
+        if run.strategy != TWIN:
+            pools.setdefault(run.fold, []).append(record.saw)
+    together = {fold: seen_together(each) for fold, each in pools.items()}
+    return {
+        fold: None if pool is None else {name: sorted(cases) for name, cases in pool.items()}
+        for fold, pool in together.items()
+    }
+
+
+def different_starts(finished: Mapping[Run, RunRecord]) -> Iterator[str]:
+    """A line for each fold whose runs started from different pretrained networks."""
+    networks: dict[int, dict[str, list[str]]] = {}
+    for run, record in finished.items():
+        if record.pretrained is not None:
+            networks.setdefault(run.fold, {}).setdefault(record.pretrained, []).append(run.name)
+    for fold, by_digest in networks.items():
+        if len(by_digest) > 1:
+            groups = "; ".join(f"{digest[:12]}: {listed(names)}" for digest, names in by_digest.items())
+            yield f"- the runs of fold {fold} started from networks of different pretrainings (SHA-256): {groups}"
 
 
 def _pretraining(benchmark: Benchmark) -> str:
@@ -180,6 +206,8 @@ def _counts(states: Mapping[Run, State]) -> dict[str, int]:
 
 def _remarks(found: Findings) -> Iterator[str]:
     lines = [f"- {run.name} failed: {record.reason}" for run, record in found.records.items() if record.reason]
+    finished = {run: record for run, record in found.records.items() if found.states[run] == "finished"}
+    lines += different_starts(finished)
     missing = {
         f"- seed {run.seed}, {run.labels}: no label of {', '.join(record.missing)}"
         for run, record in found.records.items()

@@ -9,7 +9,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from diffseg_nnunet.atomic import DISK_FULL, write_text
+from diffseg_nnunet.atomic import DISK_FULL, write_json, write_text
 from diffseg_nnunet.benchmarking.curves import LearningCurve
 from diffseg_nnunet.benchmarking.divisions import Division, divisions, ensure_fold
 from diffseg_nnunet.benchmarking.protocol import TWIN, BenchmarkProtocol
@@ -19,6 +19,7 @@ from diffseg_nnunet.budgets.folds import BudgetFold
 from diffseg_nnunet.errors import BadInputError, DiffSegError
 from diffseg_nnunet.evaluation.labels import read_label_names
 from diffseg_nnunet.evaluation.protocols import find_protocol
+from diffseg_nnunet.evaluation.report import SCORES_JSON
 from diffseg_nnunet.evaluation.structures import match_structures
 from diffseg_nnunet.pipeline import manifest, planning, preprocessing, stages
 from diffseg_nnunet.pipeline.device import prepare_device, release_memory
@@ -26,17 +27,19 @@ from diffseg_nnunet.pipeline.evaluating import evaluate
 from diffseg_nnunet.pipeline.label_budgets import draw_budget
 from diffseg_nnunet.pipeline.planning import PlanRequest
 from diffseg_nnunet.pipeline.project import Project
-from diffseg_nnunet.pipeline.starting import FINAL, LATEST, is_planned_source, refuse_misfit
+from diffseg_nnunet.pipeline.records import read_record
+from diffseg_nnunet.pipeline.starting import is_planned_source, refuse_misfit
 from diffseg_nnunet.pipeline.verifying import is_verified, verify
 from diffseg_nnunet.planning.hardware import resolve_device
+from diffseg_nnunet.planning.section import diffseg_section
 from diffseg_nnunet.raw_dataset import DATASET_JSON, SPLITS_FILE
 from diffseg_nnunet.registry import load as load_registered
 from diffseg_nnunet.training.checkpoint import file_digest, load_safely
 from diffseg_nnunet.training.schedules import split_iterations
-from diffseg_nnunet.training.settings import TrainingSettings
+from diffseg_nnunet.training.settings import PretrainingSettings, TrainingSettings
 from diffseg_nnunet.verification import listed
 
-TRACEBACK = "traceback.txt"
+TRACEBACK, PLAN = "traceback.txt", "plan.json"
 
 
 @dataclass
@@ -73,8 +76,11 @@ class Benchmark:
 
     @property
     def plan_request(self) -> PlanRequest:
-        """What was given on top of what the data set was last planned with, as in `diffseg run`."""
-        return replace(planning.last_request(self.project), **self.protocol.plan)
+        """What was given on top of what this benchmark was planned with, or else the data set was last, as in
+        `diffseg run`: another benchmark of the data set may have planned it anew since."""
+        recorded = read_record(self.output / PLAN)
+        last = PlanRequest.from_json(recorded) if recorded else planning.last_request(self.project)
+        return replace(last, **self.protocol.plan)
 
     def divisions(self) -> tuple[Division, ...]:
         """The protocol's folds. Raises BadInputError as :func:`divisions.divisions` does."""
@@ -107,7 +113,7 @@ class Benchmark:
         }
 
     def _settings(self, run: Run) -> TrainingSettings:
-        return stages.training_settings(run.strategy, **self._chosen(run))
+        return stages.resolved(stages.training_settings(run.strategy, **self._chosen(run)), run.strategy)
 
     def _chosen(self, run: Run) -> dict[str, Any]:
         """What the protocol and the run say of a training; the rest is the strategy's."""
@@ -153,7 +159,9 @@ class Benchmark:
             self.divisions()
         for each in (project, *self._pool()):
             verify(each)
-        planning.plan(project, self.plan_request)
+        request = self.plan_request
+        planning.plan(project, request)
+        write_json(self.output / PLAN, request.to_json())
         project.configuration(protocol.configuration)
         preprocessing.preprocess(project, (protocol.configuration,))
         folds = self.divisions()
@@ -187,8 +195,6 @@ class Benchmark:
     def _attempt(self, run: Run, division: Division, base: int, signature: str) -> None:
         """One run; what goes wrong is recorded, and the others go on. Only what would stop them all is raised."""
         folder = run.folder(self.output)
-        if (kept := set_aside_other(run, self.output, signature)) is not None:
-            self.project.reporter.warn(f"the scores of {run.name} with other data or settings are kept as {kept}")
         try:
             self._complete(run, division, base, signature)
             return
@@ -207,13 +213,16 @@ class Benchmark:
         project, protocol, folder = self.project, self.protocol, run.folder(self.output)
         drawn = draw_budget(project, protocol.configuration, base, run.labels, run.seed)
         inputs, known = self._inputs(run, drawn), RunRecord.read(folder)
-        if state_of(run, self.output, signature) == "finished" and known is not None and known.inputs == inputs:
+        if known is not None and known.is_result_of(signature, inputs) and (folder / SCORES_JSON).is_file():
             # its network may be gone by now: another benchmark of the data set trains in the same folder
             project.reporter.info(f"{run.name}: scored before, unchanged")
             return
+        if (kept := set_aside_other(run, self.output, signature, inputs)) is not None:
+            project.reporter.warn(f"the scores of {run.name} with other data or settings are kept as {kept}")
         pretrained = None if run.strategy == TWIN else self.pretrained(base, division)
         model = project.model_folder(run.strategy, protocol.configuration) / f"fold_{drawn.fold}"
-        fresh, started = not any((model / name).is_file() for name in (LATEST, FINAL)), monotonic()
+        stage = stages.training_stage(run.strategy, protocol.configuration, drawn.fold)
+        before, started = project.manifest.stage(stage), monotonic()
         checkpoint = stages.train(
             project,
             protocol.configuration,
@@ -223,15 +232,16 @@ class Benchmark:
             pretrained,
             **self._chosen(run),
         )
+        digest, after = file_digest(checkpoint), project.manifest.stage(stage)
         self._test(run, division, model, checkpoint)
-        digest = file_digest(checkpoint)
-        before = known.seconds if known is not None and known.checkpoint == digest else None
-        seconds = round(monotonic() - started, 1) if fresh else before
+        gone_on_with = before.get("signature") == after["signature"]
+        seconds = None if gone_on_with else round(monotonic() - started, 1)
         RunRecord(
             "finished",
             signature,
             inputs,
             checkpoint=digest,
+            pretrained=None if pretrained is None else file_digest(pretrained),
             saw={} if run.strategy == TWIN else self.pretrainings.seen[base],
             labelled_cases=len(drawn.train),
             labelled_slices=None if drawn.slices is None else sum(map(len, drawn.slices.values())),
@@ -242,10 +252,15 @@ class Benchmark:
         (folder / TRACEBACK).unlink(missing_ok=True)  # of an earlier attempt
 
     def _inputs(self, run: Run, drawn: BudgetFold) -> str:
-        """Digest of what a run's training reads; the checkpoint that it starts from is among what is declared."""
-        configuration = self.protocol.configuration
-        cases = stages.fold_cases(self.project, configuration, drawn.fold)
-        return manifest.signature(stages.stage_inputs(self.project, configuration, cases, self._settings(run)))
+        """Digest of what a run's result depends on; a checkpoint that was given is among what is declared."""
+        project, protocol = self.project, self.protocol
+        configuration, settings = protocol.configuration, self._settings(run)
+        inputs = stages.training_inputs(project, configuration, drawn.fold, run.strategy, settings)
+        if run.strategy != TWIN and self.given is None:
+            length = {"iterations": protocol.pretrain_iterations, "seed": protocol.pretrain_seed}
+            pretraining = PretrainingSettings.from_plan(diffseg_section(project.plans()), **length)
+            inputs["pretraining"] = replace(pretraining, workers=None).to_json()
+        return manifest.signature(inputs)
 
     def _test(self, run: Run, division: Division, model: Path, checkpoint: Path) -> None:
         """Score the predictions of the test cases, which the training has ended with, and keep its course."""

@@ -56,7 +56,9 @@ class RunRecord:
         signature: digest of everything declared that its result depends on.
         inputs: digest of what its training read, plan and cases among them; None where it failed.
         checkpoint: SHA-256 of the trained network; None where there is none.
-        saw: what its pretraining saw, nothing where there was none; None: the pretrained checkpoint does not say.
+        pretrained: SHA-256 of the network that it started from; None where there is none.
+        saw: what its pretraining saw, nothing where there was none; None: the pretrained checkpoint does not say, or
+            the run failed.
         labelled_cases: training cases with labels, all or part of them annotated.
         labelled_slices: in all, for a budget of slices; else None.
         missing: structures without any label in the budget.
@@ -69,6 +71,7 @@ class RunRecord:
     signature: str
     inputs: str | None = None
     checkpoint: str | None = None
+    pretrained: str | None = None
     saw: Pool | None = None
     labelled_cases: int | None = None
     labelled_slices: int | None = None
@@ -76,6 +79,10 @@ class RunRecord:
     seconds: float | None = None
     iterations: int | None = None
     reason: str | None = None
+
+    def is_result_of(self, signature: str, inputs: str) -> bool:
+        """Whether it is what a run with this signature and these inputs has ended with."""
+        return (self.status, self.signature, self.inputs) == ("finished", signature, inputs)
 
     def write(self, folder: Path) -> None:
         write_json(folder / RECORD, {**vars(self), "missing": list(self.missing)})
@@ -155,11 +162,11 @@ def state_of(run: Run, output: Path, wanted: str) -> State:
     return "finished" if (folder / SCORES_JSON).is_file() else "to do"
 
 
-def set_aside_other(run: Run, output: Path, wanted: str) -> Path | None:
-    """Keep the scores that a run got with other settings under another name; None where there are none."""
+def set_aside_other(run: Run, output: Path, signature: str, inputs: str) -> Path | None:
+    """Keep the scores that a run got with other settings or data under another name; None where there are none."""
     folder = run.folder(output)
     record = RunRecord.read(folder)
-    if record is None or record.status != "finished" or record.signature == wanted:
+    if record is None or record.status != "finished" or record.is_result_of(signature, inputs):
         return None
     return folder.rename(folder.with_name(f"superseded_{folder.name}_{datetime.now():%Y%m%d-%H%M%S-%f}"))
 

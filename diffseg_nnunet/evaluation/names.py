@@ -6,14 +6,14 @@ import re
 from collections.abc import Iterable, Sequence
 
 _SIDES = {"left": "left", "l": "left", "lt": "left", "right": "right", "r": "right", "rt": "right"}
-_SPELLINGS = {
+SPELLINGS = {
     "liver": (),
     "kidney": ("kid",),
     "spleen": ("spl",),
     "pancreas": ("pan", "panc"),
     "aorta": ("arota",),  # sic: AMOS22's dataset.json
     "inferior vena cava": ("ivc", "postcava", "post cava", "vena cava inferior"),
-    "adrenal gland": ("adrenal", "ag", "suprarenal gland"),
+    "adrenal gland": ("adrenal", "adrenal glands", "adrenals", "ag", "suprarenal gland"),
     "gallbladder": ("gall bladder", "gall", "gb"),
     "esophagus": ("oesophagus", "eso"),
     "stomach": ("sto",),
@@ -35,7 +35,7 @@ _SPELLINGS = {
     "femur": ("femoral head", "head of femur"),
     "prostate or uterus": ("prostate uterus",),
 }
-_CANONICAL = {spelling: name for name, spellings in _SPELLINGS.items() for spelling in (name, *spellings)}
+_CANONICAL = {spelling: name for name, spellings in SPELLINGS.items() for spelling in (name, *spellings)}
 _GLUED = {
     f"{written}{short}": f"{side} {organ}"
     for written, side in (("l", "left"), ("r", "right"), ("left", "left"), ("right", "right"))

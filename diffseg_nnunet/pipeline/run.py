@@ -164,7 +164,7 @@ def _train_fold(project: Project, request: RunRequest, configuration: str, fold:
     strategy, pretrained = request.strategy, None
     if strategy != "scratch":
         pretrained = _pretrain(project, request, configuration, fold if request.pretrain_on == "fold" else "all")
-    stage = f"train/{strategy}/{configuration}/fold_{fold}"
+    stage = stages.training_stage(strategy, configuration, fold)
     settings = _kept(project, stage, request.training)
     # ensembling configurations reads the softmax outputs of the validation cases
     probabilities = members > 1

@@ -114,12 +114,9 @@ def train(
             f"{project.name} has no labels: there is nothing to train.",
             f"Pretrain on it with `diffseg pretrain {project.id}`, or add labels.",
         )
-    cases = fold_cases(project, configuration, fold)
-    chosen = training_settings(strategy, **settings)
-    inputs = stage_inputs(project, configuration, cases, chosen) | {"strategy": strategy}
-    budget = budget_of(project, configuration, fold)
-    if budget is not None:
-        inputs["labels"] = budget.to_json()
+    asked = training_settings(strategy, **settings)
+    chosen = resolved(asked, strategy)
+    inputs = training_inputs(project, configuration, fold, strategy, chosen)
     weights = None
     if strategy != "scratch":
         source = pretrained or find_pretrained(project, configuration, base_fold(project, configuration, fold))
@@ -128,8 +125,8 @@ def train(
     elif pretrained is not None:
         raise BadInputError("--pretrained does not go with --strategy scratch.", "Leave one of them out.")
     folder = project.model_folder(strategy, configuration) / f"fold_{fold}"
-    stage = f"train/{strategy}/{configuration}/fold_{fold}"
-    noted = chosen.to_json() | ({} if budget is None else {"labels": budget.to_json()})
+    stage = training_stage(strategy, configuration, fold)
+    noted = asked.to_json() | {name: inputs[name] for name in ("labels",) if name in inputs}
     job = Job(project, strategy, stage, folder, inputs, planned, chosen, noted, device, weights, save_probabilities)
     return run_job(job, resume)
 
@@ -137,7 +134,7 @@ def train(
 def training_settings(
     strategy: str, *, probe: Mapping[str, Any] | None = None, keep_coordinates: float = 0.0, **settings: Any
 ) -> TrainingSettings:
-    """The settings of a strategy's trainer, its initial rate among them: a result of other defaults is another one.
+    """The settings of a strategy's trainer, as they are asked for.
 
     Args:
         probe: fields of what a probe reads that differ from the strategy's.
@@ -158,6 +155,11 @@ def training_settings(
     for name, option in _START_OPTIONS.items():
         if name in settings and not issubclass(settings_type, FinetuningSettings):
             raise BadInputError(f"{option} does not go with --strategy {strategy}.", "Leave one of them out.")
+    if "augment" in settings and not issubclass(settings_type, ProbingSettings):
+        raise BadInputError(
+            f"--augment and --no-augment do not go with --strategy {strategy}, which always augments.",
+            "Leave it out.",
+        )
     if probe:
         if not issubclass(settings_type, ProbingSettings):
             given = next(option for name, option in _PROBE_OPTIONS.items() if name in probe)
@@ -169,8 +171,33 @@ def training_settings(
                 "given: the image is read clean as it is.",
                 "Give --probe-time-steps, too, or leave it out.",
             )
-    chosen = settings_type(**settings)
-    return replace(chosen, initial_lr=chosen.rate(strategy))
+    return settings_type(**settings)
+
+
+def resolved(settings: TrainingSettings, strategy: str) -> TrainingSettings:
+    """The settings with the initial rate that a strategy takes: a result of another version's is another one.
+
+    What is asked for is kept as it is, since with another optimizer it means another rate.
+    """
+    return replace(settings, initial_lr=settings.rate(registry.load("trainers", strategy).strategy))
+
+
+def training_stage(strategy: str, configuration: str, fold: Fold) -> str:
+    """Its name in the manifest."""
+    return f"train/{strategy}/{configuration}/fold_{fold}"
+
+
+def training_inputs(
+    project: Project, configuration: str, fold: Fold, strategy: str, settings: TrainingSettings
+) -> dict[str, Any]:
+    """What the training of a fold depends on, but for the network that it starts from.
+
+    Args:
+        settings: resolved.
+    """
+    inputs = stage_inputs(project, configuration, fold_cases(project, configuration, fold), settings)
+    budget = budget_of(project, configuration, fold)
+    return inputs | {"strategy": strategy} | ({} if budget is None else {"labels": budget.to_json()})
 
 
 def fold_cases(project: Project, configuration: str, fold: Fold) -> dict[str, list[str]]:

@@ -123,7 +123,7 @@ def start(project: Project, configuration: str, trainer: Any, source: Path, adap
         count = trainer.start_from(weights, str(source))
         reporter.info(f"starting from {source} ({count} tensors)")
     if isinstance(trainer.settings, FinetuningSettings) and trainer.settings.transfer == "encoder":
-        reporter.info("of these the encoder's are taken over, the decoder starts from random weights (--transfer)")
+        reporter.info("only the encoder starts from there, the decoder from random weights (see --transfer)")
     if isinstance(trainer.settings, SegmentationSettings) and trainer.settings.keep_coordinates:
         reason = trainer.regulariser.take(content)
         if reason is not None:

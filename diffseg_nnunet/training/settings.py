@@ -78,7 +78,7 @@ class TrainingSettings:
 
 @dataclass(frozen=True)
 class SegmentationSettings(TrainingSettings):
-    """Settings of a training of the whole planned network: of the twin from scratch, and of fine-tuning.
+    """Settings of a training of the planned network, whole or in part: of the twin from scratch, and of fine-tuning.
 
     Attributes:
         keep_coordinates: weight of the relative-position loss beside nnU-Net's (1 beside the denoising loss in
@@ -127,9 +127,13 @@ class ProbingSettings(TrainingSettings):
 
     Attributes:
         probe: what it reads.
+        augment: patches from anywhere, augmented by nnU-Net's recipe; False: windows of the scans as they are, a
+            quarter of a patch apart, so that the frozen features of each are computed once. Frozen features tell little
+            of images that are brighter or coarser than those they were learnt from (benchmarks/RESULTS.md).
     """
 
     probe: ProbeSettings = field(default_factory=ProbeSettings)
+    augment: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.probe, Mapping):  # from JSON

@@ -10,6 +10,7 @@ import pytest
 from diffseg_nnunet.benchmarking.curves import LearningCurve
 from diffseg_nnunet.benchmarking.pictures import draw_budget_curve, draw_learning_curves
 from diffseg_nnunet.benchmarking.published import PUBLISHED
+from diffseg_nnunet.benchmarking.report import different_starts, seen_by_fold
 from diffseg_nnunet.benchmarking.results import Group, Outcome, group
 from diffseg_nnunet.benchmarking.runs import Run, RunRecord
 from diffseg_nnunet.benchmarking.tables import (
@@ -103,6 +104,27 @@ def test_nothing_finished_is_no_picture(tmp_path: Path) -> None:
     draw_budget_curve(tmp_path / "curve.png", [], "nothing")
     draw_learning_curves(tmp_path / "learning.png", {})
     assert not list(tmp_path.iterdir())
+
+
+def test_what_the_results_rest_on_is_read_from_their_records() -> None:
+    """Whatever was pretrained since, and in which order they finished."""
+
+    def found(**pools: dict[str, list[str]] | None) -> dict[Run, RunRecord]:
+        runs = {Run(name, "2cases", 0): RunRecord("finished", "", saw=saw) for name, saw in pools.items()}
+        return {Run("scratch", "2cases", 0): RunRecord("finished", "", saw={}), **runs}
+
+    assert seen_by_fold(found()) == {}
+    assert seen_by_fold(found(finetune={"A": ["b", "a"]}, decoder={"A": ["c"]})) == {0: {"A": ["a", "b", "c"]}}
+    for pools in ({"finetune": None, "decoder": {"A": ["a"]}}, {"decoder": {"A": ["a"]}, "finetune": None}):
+        assert seen_by_fold(found(**pools)) == {0: None}
+
+
+def test_different_pretrainings_of_one_table_are_told() -> None:
+    runs = [Run("scratch", "2cases", 0), *(Run("finetune", "2cases", seed) for seed in (0, 1))]
+    started = [RunRecord("finished", "", pretrained=digest) for digest in (None, "a" * 64, "b" * 64)]
+    assert list(different_starts(dict(zip(runs[:2], started[:2], strict=True)))) == []
+    (line,) = different_starts(dict(zip(runs, started, strict=True)))
+    assert "aaaaaaaaaaaa: seed0_fold0_2cases_finetune; bbbbbbbbbbbb: seed1_fold0_2cases_finetune" in line
 
 
 def curve(epochs: int) -> LearningCurve:

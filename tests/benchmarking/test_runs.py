@@ -104,6 +104,9 @@ def test_states(tmp_path: Path) -> None:
     assert state_of(run, tmp_path, "now") == "finished"
     assert state_of(run, tmp_path, "later") == "other settings"
     assert RunRecord.read(folder) == RunRecord("finished", "now", missing=("spleen",), seconds=3.0)
+    record = RunRecord("finished", "now", "plan", pretrained="abc", saw={"A": ["a", "b"]}, labelled_cases=2)
+    record.write(folder)
+    assert RunRecord.read(folder) == record
     (folder / "run.json").write_text('{"status": "finished", "unknown": 1}')
     assert state_of(run, tmp_path, "now") == "to do"
 
@@ -111,15 +114,16 @@ def test_states(tmp_path: Path) -> None:
 def test_scores_of_other_settings_are_kept(tmp_path: Path) -> None:
     run = Run("finetune", "10%", 0)
     folder = run.folder(tmp_path)
-    assert set_aside_other(run, tmp_path, "now") is None
-    RunRecord("finished", "before").write(folder)
-    (folder / "scores.json").write_text("{}")
-    kept = set_aside_other(run, tmp_path, "now")
-    assert not folder.exists()
-    assert (kept / "scores.json").is_file()
-    for status, signature in (("finished", "now"), ("failed", "before")):
-        RunRecord(status, signature).write(folder)
-        assert set_aside_other(run, tmp_path, "now") is None
+    assert set_aside_other(run, tmp_path, "now", "plan") is None
+    for signature, inputs in (("before", "plan"), ("now", "another plan")):
+        RunRecord("finished", signature, inputs).write(folder)
+        (folder / "scores.json").write_text("{}")
+        kept = set_aside_other(run, tmp_path, "now", "plan")
+        assert not folder.exists()
+        assert (kept / "scores.json").is_file()
+    for record in (RunRecord("finished", "now", "plan"), RunRecord("failed", "before")):
+        record.write(folder)
+        assert set_aside_other(run, tmp_path, "now", "plan") is None
         assert folder.exists()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from diffseg_nnunet.errors import BadInputError
-from diffseg_nnunet.evaluation.names import canonical_name, match_names
+from diffseg_nnunet.evaluation.names import SPELLINGS, canonical_name, match_names
 from diffseg_nnunet.evaluation.protocols import BTCV_ORGANS, FLARE_TOLERANCES_MM, PLAIN, PROTOCOLS, find_protocol
 from diffseg_nnunet.evaluation.structures import match_structures, parse_tolerances
 
@@ -89,6 +89,12 @@ def test_equal_names_come_first_and_doubtful_ones_are_left_out() -> None:
     assert match_names(["lesion", "tumor"], ["tumor", "liver"]) == {"tumor": "tumor"}
     assert match_names(["cyst", "lesion"], ["tumor", "tumour"]) == {}
     assert match_names(["L", "R"], ["l", "kidney"]) == {"L": "l"}
+    assert match_names(["adrenal_glands"], ["adrenal"]) == {"adrenal_glands": "adrenal"}, "WORD's, ours and its own"
+
+
+def test_a_spelling_belongs_to_one_structure() -> None:
+    spellings = [spelling for name, others in SPELLINGS.items() for spelling in (name, *others)]
+    assert len(spellings) == len(set(spellings))
 
 
 def test_btcv_scores_predictions_with_flare22s_numbers() -> None:

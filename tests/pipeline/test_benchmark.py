@@ -65,10 +65,11 @@ def test_killed_and_gone_on_with(planned_project: TinyProject) -> None:
 
 
 def check_another_benchmark(project: TinyProject, *records: Any) -> None:
-    """Of the same data set and labels, it trains in the same folders: what was scored before is not trained again."""
+    """Of the same data set and labels, with another plan and length, it trains in the same folders: what was scored
+    before is not trained again, and what this benchmark was planned with comes back."""
     *runs, output = records
     before = json.loads((output / "benchmark.json").read_text())
-    shorter = ("benchmark", "few-label", 1, *WHAT, "--iterations", 4, "--pretrain-iterations", 2)
+    shorter = ("benchmark", "few-label", 1, *WHAT, "--iterations", 4, "--pretrain-iterations", 3, "--gpu-memory", 1.1)
     other, again = project.diffseg.in_one_process([(*shorter, "-o", project.folder / "shorter"), COMMAND])
     assert "is kept as" in other.ok().out.replace("\n", " ")
     assert again.ok().out.count("scored before, unchanged") == 2
@@ -114,6 +115,7 @@ def check_report(project: TinyProject, output: Path, tuned: dict[str, Any]) -> N
     settings = [project.stage(f"train/{name}/3d_fullres/fold_5")["settings"] for name in ("scratch", "finetune")]
     assert settings[1] == settings[0] | {"transfer": "encoder", "fold_timestep": None}, "the twin has the same budget"
     assert settings[0]["seed"] == 3
+    assert settings[0]["initial_lr"] is None, "`diffseg run` keeps what was asked for: the rate is the optimizer's"
 
     table = pd.read_csv(output / "table.csv")
     assert set(table.strategy) == {"scratch", "finetune"}

@@ -8,6 +8,8 @@ import pytest
 
 from diffseg_nnunet.coordinates.head import CoordinateSettings
 from diffseg_nnunet.diffusion.gaussian import DiffusionSettings
+from diffseg_nnunet.errors import BadInputError
+from diffseg_nnunet.pipeline.stages import resolved, training_settings
 from diffseg_nnunet.training.settings import PretrainingSettings, TrainingSettings
 
 SECTION = {
@@ -41,3 +43,33 @@ def test_settings_survive_json(chosen: TrainingSettings) -> None:
         if name in stored:
             stored[name] = kind(**stored[name])
     assert type(chosen)(**stored) == chosen
+
+
+@pytest.mark.parametrize(
+    ("strategy", "sgd", "adamw"), [("scratch", 1e-2, 2e-3), ("finetune", 1e-3, 2e-3), ("linear", 1e-2, 5e-2)]
+)
+def test_what_a_result_depends_on_has_the_rate_and_what_was_asked_for_has_not(
+    strategy: str, sgd: float, adamw: float
+) -> None:
+    asked = training_settings(strategy, optimizer="adamw")
+    assert asked.initial_lr is None
+    assert resolved(asked, strategy).initial_lr == adamw
+    assert resolved(training_settings(strategy), strategy).initial_lr == sgd
+    assert resolved(training_settings(strategy, initial_lr=0.5), strategy).initial_lr == 0.5
+
+
+def test_what_is_started_from_is_a_setting_of_those_that_start() -> None:
+    assert training_settings("finetune").transfer == "encoder"
+    assert training_settings("decoder").transfer == "all"
+    for name, value in {"transfer": "all", "fold_timestep": 100}.items():
+        assert getattr(training_settings("finetune", **{name: value}), name) == value
+        for strategy in ("scratch", "linear"):
+            with pytest.raises(BadInputError, match=f"does not go with --strategy {strategy}"):
+                training_settings(strategy, **{name: value})
+
+
+def test_probes_alone_may_leave_patches_as_they_are() -> None:
+    assert not training_settings("linear").augment
+    assert training_settings("pixel-ensemble", augment=True).augment
+    with pytest.raises(BadInputError, match="do not go with --strategy finetune, which always augments"):
+        training_settings("finetune", augment=False)

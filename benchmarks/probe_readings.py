@@ -22,6 +22,7 @@ READINGS: dict[str, tuple[str, tuple[object, ...]]] = {
     "100": ("noised at time step 100", ("--probe-time-steps", 100)),
     "400": ("noised at time step 400", ("--probe-time-steps", 400)),
     "three": ("noised at time steps 50, 150, 250", ("--probe-time-steps", "50,150,250")),
+    "augmented": ("the default, of augmented patches", ("--augment",)),
     "slower": ("the default, at an initial rate of 2e-3 instead of 5e-2", ("--initial-lr", 2e-3)),
     "slow": ("the default, at 1e-2", ("--initial-lr", 1e-2)),
     "three_clean": (

@@ -98,6 +98,35 @@ class SeededLoader(nnUNetDataLoader):
         return not index < round(total * (1 - self.oversample_foreground_percent))
 
 
+class RecurringLoader(SeededLoader):
+    """Patches from a grid, so that they come again: the corner nnU-Net draws is moved to the next one of the grid.
+
+    The grid's step is a quarter of the patch. A patch drawn around a voxel is moved by an eighth at most, and so still
+    holds it.
+    """
+
+    def get_bbox(self, data_shape: Sequence[int], *args: Any, **kwargs: Any) -> tuple[list[int], list[int]]:
+        drawn, _ = super().get_bbox(data_shape, *args, **kwargs)
+        lower = [
+            on_grid(corner, size, patch, padding)
+            for corner, size, patch, padding in zip(drawn, data_shape, self.patch_size, self.need_to_pad, strict=True)
+        ]
+        return lower, [corner + patch for corner, patch in zip(lower, self.patch_size, strict=True)]
+
+
+def on_grid(corner: int, size: int, patch: int, padding: int) -> int:
+    """The place of a patch along an axis nearest to `corner`, among those a quarter of the patch apart and the last.
+
+    Args:
+        size: of the scan, voxels.
+        padding: nnU-Net's `need_to_pad`: by half of it patches may lie outside.
+    """
+    padding = max(int(padding), patch - size)
+    first, last = -padding // 2, size + padding // 2 + padding % 2 - patch
+    step = max(1, patch // 4)
+    return min(first + step * round((corner - first) / step), last)
+
+
 def _joined(values: list[Any]) -> Any:
     """One batch of those of the groups: tensors, arrays, or lists of them (deep supervision)."""
     if isinstance(values[0], torch.Tensor):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,14 +10,21 @@ from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from torch import Tensor, nn
 
 from diffseg_nnunet.inference.pretrained import load_pretrained, weights_at
+from diffseg_nnunet.planning.hardware import available_memory_gib
+from diffseg_nnunet.probing.cache import FeatureCache
 from diffseg_nnunet.probing.heads import LinearHead, NonlinearHead
 from diffseg_nnunet.probing.network import ProbedNetwork
 from diffseg_nnunet.training import checkpoint as checkpoints
+from diffseg_nnunet.training import processes
 from diffseg_nnunet.training.adaptation import Adaptation
 from diffseg_nnunet.training.settings import ProbingSettings, Strategy, TrainingSettings
 
 from .base import unwrapped
+from .loaders import RecurringLoader, SeededLoader
 from .segmentation import SegmentationTrainer
+
+_CACHE_SHARE = 0.25
+"""Of the memory that is free, for features. [default]"""
 
 
 class ProbeTrainer(SegmentationTrainer):
@@ -69,8 +76,19 @@ class ProbeTrainer(SegmentationTrainer):
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, PolyLRScheduler]:
         # nnU-Net builds networks without knowing any settings
-        unwrapped(self.network).configure(self.settings.probe)
+        network = unwrapped(self.network)
+        network.configure(self.settings.probe)
+        if not self.augments:
+            share = _CACHE_SHARE * available_memory_gib() / processes.local_world_size()
+            network.cache = FeatureCache(share * 2**30)
         return super().configure_optimizers()
+
+    @property
+    def augments(self) -> bool:
+        return self.settings.augment
+
+    def _training_loader(self, dataset: Any) -> Callable[..., SeededLoader]:
+        return super()._training_loader(dataset) if self.augments else RecurringLoader
 
     def _choose_dtype(self, sample: Tensor) -> tuple[torch.dtype | None, str]:
         self.network.eval()  # the head's norms have a state, which a comparison must not change

@@ -190,13 +190,16 @@ class SegmentationTrainer(DiffSegTrainerBase):
         scales = self._get_deep_supervision_scales()
         rotation, dummy_2d, initial_patch_size, axes = self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         labels = self._label_options()
-        training_transforms = self.get_training_transforms(
-            patch_size, rotation, scales, axes, dummy_2d, self.configuration_manager.use_mask_for_norm, **labels
-        )
-        _stop_timing(training_transforms)
-        if self.annotations is not None:
-            keep_single_voxels(training_transforms)
         validation_transforms = self.get_validation_transforms(scales, **labels)
+        if self.augments:
+            training_transforms = self.get_training_transforms(
+                patch_size, rotation, scales, axes, dummy_2d, self.configuration_manager.use_mask_for_norm, **labels
+            )
+            _stop_timing(training_transforms)
+            if self.annotations is not None:
+                keep_single_voxels(training_transforms)
+        else:
+            initial_patch_size, training_transforms = patch_size, validation_transforms
         training, validation = self.get_tr_and_val_datasets()
         all_labels = self.plans_manager.get_label_manager(self.dataset_json)
         return (
@@ -246,6 +249,11 @@ class SegmentationTrainer(DiffSegTrainerBase):
             else torch.stack(targets),
             "keys": [f"noise_{index}" for index in range(len(samples))],
         }
+
+    @property
+    def augments(self) -> bool:
+        """Whether training patches are augmented, by nnU-Net's recipe."""
+        return True
 
     def _training_loader(self, dataset: Any) -> Callable[..., SeededLoader]:
         """What makes the loader of the training batches, given the cases it draws from."""

@@ -67,6 +67,15 @@ def train(
     probe_clean: Annotated[
         bool, typer.Option("--probe-clean", help="Probes read the image without noise at their time steps.")
     ] = False,
+    augment: Annotated[
+        bool | None,
+        typer.Option(
+            "--augment/--no-augment",
+            help="Probes learn from augmented patches, or (their default) from windows of the scans as they are, the "
+            "features of which are computed once.",
+            show_default=False,
+        ),
+    ] = None,
     keep_coordinates: Annotated[
         float,
         typer.Option(
@@ -123,6 +132,7 @@ def train(
                 precision=precision,
                 workers=workers,
                 probe=_probe_settings(probe_time_steps, probe_clean) or None,
+                augment=augment,
                 keep_coordinates=keep_coordinates or None,
                 transfer=transfer,
                 fold_timestep=fold_timestep,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from diffseg_nnunet.coordinates.head import FeatureTap
+from diffseg_nnunet.probing.cache import FeatureCache
 from diffseg_nnunet.probing.settings import ProbeSettings
 from diffseg_nnunet.probing.time_steps import TimeSteps
 
@@ -31,7 +32,12 @@ class ProbedNetwork(nn.Module):
         channels: of the image.
         patch_size: that the network reads, 2 or 3 axes.
         settings: of the features.
+
+    Attributes:
+        cache: of features while the head is trained; None: they are computed every time.
     """
+
+    cache: FeatureCache | None = None
 
     def __init__(
         self,
@@ -79,6 +85,11 @@ class ProbedNetwork(nn.Module):
     @torch.no_grad()
     def features(self, image: Tensor) -> list[Tensor]:
         """The pyramid of an image (B, C, ...), coarse to fine, those of all time steps joined: no gradients."""
+        if self.training and self.cache is not None:
+            return self.cache.of(image, self._features)
+        return self._features(image)
+
+    def _features(self, image: Tensor) -> list[Tensor]:
         pyramids = [self._pyramid(step) for step in self.time_steps.passes(self.planned, image)]
         return pyramids[0] if len(pyramids) == 1 else [torch.cat(scale, 1) for scale in zip(*pyramids, strict=True)]
 

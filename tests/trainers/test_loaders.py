@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
-from diffseg_nnunet.trainers import DiffSegPretrainer, DiffSegTrainer
-from diffseg_nnunet.trainers.loaders import PatchPairLoader, SeededLoader, _joined
+from diffseg_nnunet.trainers import DiffSegPretrainer, DiffSegTrainer, DiffSegTrainerLinear
+from diffseg_nnunet.trainers.loaders import PatchPairLoader, RecurringLoader, SeededLoader, _joined, on_grid
 from diffseg_nnunet.trainers.serving import serve, shut_down
 
 LABELS = LabelManager({"background": 0, "organ": 1}, regions_class_order=None)
@@ -60,6 +62,42 @@ def test_batches_depend_on_their_index_alone(new_trainer: Callable[..., Any], tr
     # all different, though their keys may repeat
     assert not any(same(a["data"], b["data"]) for i, a in enumerate(batches) for b in batches[:i])
     assert not same(served(loader, 0, 1, seed=8)[0]["data"], batches[0]["data"])
+
+
+@given(
+    size=st.integers(1, 80),
+    patch=st.integers(1, 40),
+    margin=st.integers(0, 10),
+    place=st.floats(0, 1, exclude_max=True),
+)
+def test_patches_of_a_grid_come_again_and_hold_what_they_were_drawn_around(
+    size: int, patch: int, margin: int, place: float
+) -> None:
+    """Where nnU-Net may draw a patch, and around whichever voxel."""
+    padding = max(margin, patch - size)
+    first, last = -padding // 2, size + padding // 2 + padding % 2 - patch
+    voxel = int(place * size)
+    drawn = min(max(first, voxel - patch // 2), last)  # nnU-Net bounds it below, and its scans leave room above
+    found = on_grid(drawn, size, patch, margin)
+    assert first <= found <= last
+    assert abs(found - drawn) <= max(1, patch // 4)
+    if drawn == voxel - patch // 2:
+        assert found <= voxel < found + patch
+    everywhere = {on_grid(corner, size, patch, margin) for corner in range(first, last + 1)}
+    assert found in everywhere
+    assert len(everywhere) <= 2 + (last - first) // max(1, patch // 4)
+    assert {on_grid(corner, size, patch, margin) for corner in everywhere} == everywhere
+
+
+def test_windows_come_again(new_trainer: Callable[..., Any]) -> None:
+    trainer = new_trainer(DiffSegTrainerLinear)
+    trainer.initialize()
+    loader, validation = trainer.build_loaders()
+    assert isinstance(loader, RecurringLoader)
+    assert not isinstance(validation, RecurringLoader)
+    patches = [patch for batch in served(loader, 0, 40) for patch in batch["data"]]
+    assert patches[0].shape[1:] == tuple(trainer.configuration_manager.patch_size)
+    assert len({patch.numpy().tobytes() for patch in patches}) < len(patches)
 
 
 def test_workers_do_not_wait_for_threads_they_lack(new_trainer: Callable[..., Any]) -> None:

@@ -21,6 +21,7 @@ from diffseg_nnunet.inference.validation import validate_fold
 from diffseg_nnunet.phantom import LABELS
 from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.pipeline.starting import start
+from diffseg_nnunet.probing.cache import FeatureCache
 from diffseg_nnunet.probing.settings import ProbeSettings
 from diffseg_nnunet.trainers import (
     DiffSegPretrainer,
@@ -31,6 +32,7 @@ from diffseg_nnunet.trainers import (
     DiffSegTrainerPixelEnsemble,
     DiffSegTrainerScratch,
 )
+from diffseg_nnunet.trainers.probes import ProbeTrainer
 from diffseg_nnunet.training.settings import Strategy
 from diffseg_nnunet.workspace import Workspace
 
@@ -138,9 +140,11 @@ def test_the_twin_differs_in_its_initial_weights_alone(started: NewTrainer, new_
 
 @every_frozen
 def test_strategies_learn_from_the_twins_batches(started: NewTrainer, trainer_class: type) -> None:
+    """Those that augment."""
     batches = []
     for strategy in (DiffSegTrainer, trainer_class):
-        trainer = started(strategy, "2d", seed=4)
+        probing = {"augment": True} if issubclass(strategy, ProbeTrainer) else {}
+        trainer = started(strategy, "2d", seed=4, **probing)
         trainer.dataloader_train, trainer.dataloader_val = trainer.get_dataloaders()
         batches.append([next(trainer.dataloader_train), next(trainer.dataloader_val)])
         assert len(trainer.optimizer.param_groups) == 1
@@ -148,6 +152,38 @@ def test_strategies_learn_from_the_twins_batches(started: NewTrainer, trainer_cl
         assert torch.equal(one["data"], other["data"])
         target = other["target"] if isinstance(other["target"], torch.Tensor) else other["target"][0]
         assert torch.equal(one["target"][0], target)
+
+
+@pytest.mark.parametrize(
+    ("trainer_class", "settings"),
+    [
+        (DiffSegTrainerLinear, {}),
+        (DiffSegTrainerNonlinear, {"probe": STEPS}),
+        (DiffSegTrainerPixelEnsemble, {}),
+    ],
+)
+def test_features_are_computed_once_where_nothing_augments(
+    started: NewTrainer, trainer_class: type, settings: dict
+) -> None:
+    """And the probe that is trained with them is the one that would be trained without keeping any."""
+    settings = {**settings, "iterations": 24}
+    probes = [started(trainer_class, **settings) for _ in range(2)]
+    kept, computed = probes
+    computed.network.cache = FeatureCache(0)
+    passes = []
+    for trainer in probes:
+        counted: list[int] = []
+        trainer.network.encoder.register_forward_hook(
+            lambda module, inputs, _, counted=counted, network=trainer.network: (
+                counted.append(len(inputs[0])) if network.training else None
+            )
+        )
+        trainer.run_training()
+        passes.append(sum(counted))
+    steps = kept.settings.probe.passes
+    assert passes[0] == len(kept.network.cache) * steps
+    assert passes[1] == 24 * computed.batch_size * steps > passes[0]
+    assert not differing(state_of(kept.network), state_of(computed.network))
 
 
 @pytest.mark.parametrize(

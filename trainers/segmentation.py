@@ -179,7 +179,8 @@ class SegmentationTrainer(DiffSegTrainerBase):
             super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         )
         allowed = allowed_mirror_axes(self.plans_manager.plans, len(self.configuration_manager.patch_size))
-        axes = tuple(axis for axis in axes if axis in allowed)
+        # what was never mirrored in training is not mirrored in prediction
+        axes = tuple(axis for axis in axes if axis in allowed and self.augments)
         self.inference_allowed_mirroring_axes = axes or None
         return rotation, dummy_2d, initial_patch_size, axes
 

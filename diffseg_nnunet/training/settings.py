@@ -128,8 +128,8 @@ class ProbingSettings(TrainingSettings):
     Attributes:
         probe: what it reads.
         augment: patches from anywhere, augmented by nnU-Net's recipe; False: windows of the scans as they are, a
-            quarter of a patch apart, so that the frozen features of each are computed once. Frozen features tell little
-            of images that are brighter or coarser than those they were learnt from (benchmarks/RESULTS.md).
+            quarter of a patch apart, so that the frozen features of each are computed once. Then prediction does not
+            mirror either.
     """
 
     probe: ProbeSettings = field(default_factory=ProbeSettings)

@@ -184,6 +184,7 @@ def test_features_are_computed_once_where_nothing_augments(
     assert passes[0] == len(kept.network.cache) * steps
     assert passes[1] == 24 * computed.batch_size * steps > passes[0]
     assert not differing(state_of(kept.network), state_of(computed.network))
+    assert kept.inference_allowed_mirroring_axes is None, "what was never mirrored in training"
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ Usage: python benchmarks/few_labels.py WORKSPACE DATA [--budgets 2cases 14cases]
 The pretraining is one of abdomen.py's: on 14 BTCV and 180 OpenKBP scans, without labels. A data set of all 24 labelled
 BTCV scans is planned to start from it; 0025-0034 are tested on, and budgets are drawn from the other 14. What is done
 is not done twice, and several processes may share the work, each with other seeds or strategies and `--no-report`; the
-last call, with all of them, reports.
+last call, with all of them, reports: fine-tuning alone in one section, other strategies in another.
 """
 
 from __future__ import annotations
@@ -91,7 +91,9 @@ def main() -> None:
     )
     comparison.run()
     if not options.no_report:
-        write_section("few-labels", _report(comparison))
+        alone = comparison.strategies == ("finetune",)
+        section, title = ("few-labels", "Few labels") if alone else ("strategies", "Few labels: all strategies")
+        write_section(section, _report(comparison, section, title))
 
 
 def add_benchmark_arguments(parser: argparse.ArgumentParser, **defaults: object) -> None:
@@ -160,13 +162,13 @@ def benchmark_report(output: Path, name: str) -> str:
     )
 
 
-def _report(comparison: Comparison) -> str:
+def _report(comparison: Comparison, section: str, title: str) -> str:
     return (
-        "## Few labels\n\nScript: `benchmarks/few_labels.py`. The pretraining: "
+        f"## {title}\n\nScript: `benchmarks/few_labels.py`. The pretraining: "
         f"{comparison.pretrain_iterations} iterations, coordinates `{comparison.mode}`, by `benchmarks/abdomen.py`. "
         f"{describe(comparison.workspace)} The labelled data set is planned from its checkpoint; training patches of "
         f"{'×'.join(map(str, PATCH))}, two a batch. What follows is the report of `diffseg "
-        f"benchmark few-label`.\n\n{benchmark_report(comparison.output, 'few_labels')}"
+        f"benchmark few-label`.\n\n{benchmark_report(comparison.output, section.replace('-', '_'))}"
     )
 
 

@@ -56,12 +56,13 @@ def prepare(source: Path, workspace: Path) -> None:
 
 def _report(options: argparse.Namespace, output: Path) -> str:
     plan = " ".join(str(part) for part in PLAN)
+    single = " One draw of labels, one network a row: p is of these networks." if len(options.seeds) == 1 else ""
     return (
         "## Few labels: hippocampus\n\nScript: `benchmarks/few_labels_hippocampus.py`. MSD Task04, 200 cases, fold 0: "
         f"40 cases are tested on. Plan `{plan}`, patches of {'×'.join(map(str, PATCH))}, {BATCH} a batch. "
         f"The pretraining: {options.pretrain_iterations} iterations on the images of the 160 other cases, batches of "
-        f"{PRETRAINING_BATCH}, coordinates `auxiliary`. What follows is the report of `diffseg benchmark few-label`."
-        f"\n\n{benchmark_report(output, 'few_labels_hippocampus')}"
+        f"{PRETRAINING_BATCH}, coordinates `auxiliary`.{single} What follows is the report of `diffseg benchmark "
+        f"few-label`.\n\n{benchmark_report(output, 'few_labels_hippocampus')}"
     )
 
 

@@ -58,7 +58,7 @@ def main() -> None:
         "probe-readings",
         "## What a probe should read\n\nScript: `benchmarks/probe_readings.py`, `--strategy linear`. "
         f"{circumstances(options.workspace, options.seeds, options.iterations)} Pretrained for {LENGTH} iterations, "
-        f"coordinates `{MODE}`. All but the augmented patches are windows of the scans as they are, and predicted without "
+        f"coordinates `{MODE}`. All but the augmented patches are windows of the scans as they are, predicted without "
         "mirroring.\n\n" + table(("what is read", "DSC", "minus the default"), rows),
     )
 

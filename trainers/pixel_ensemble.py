@@ -17,8 +17,8 @@ from diffseg_nnunet.training.settings import PixelEnsembleSettings, Strategy, Tr
 from .base import NOISE_STREAM
 from .probes import ProbeTrainer
 
-VOXELS = 1024
-"""Of each patch, for each perceptron and iteration. [default]"""
+VOXELS = 256
+"""Of each patch, for each perceptron and iteration [default]; a batch of Baranchuk et al.'s code has 64."""
 _GRADIENT_CLIP = 12  # nnU-Net's
 
 

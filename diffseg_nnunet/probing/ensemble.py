@@ -18,6 +18,8 @@ from diffseg_nnunet.coordinates.head import values_at
 MEMBERS = 10
 """Perceptrons; [code] of Baranchuk et al."""
 _MANY_CLASSES = 30
+_LINEAR = {2: "bilinear", 3: "trilinear"}
+_VOXELS_AT_ONCE = 8192
 
 
 class VoxelPerceptron(nn.Module):
@@ -49,14 +51,19 @@ class VoxelPerceptron(nn.Module):
 
     def dense(self, pyramid: Sequence[Tensor]) -> Tensor:
         """Logits (B, classes, ...) at every voxel of the finest map."""
-        shape = pyramid[-1].shape[2:]
-        mode = "bilinear" if len(shape) == 2 else "trilinear"
-        hidden = 0
-        for scale, features in zip(self.scales, pyramid, strict=True):
-            mapped = scale(features.movedim(1, -1)).movedim(-1, 1)
-            hidden = hidden + functional.interpolate(mapped, tuple(shape), mode=mode, align_corners=False)
+        mapped = [
+            scale(features.movedim(1, -1)).movedim(-1, 1) for scale, features in zip(self.scales, pyramid, strict=True)
+        ]
+        hidden = mapped[-1]
+        for coarse in mapped[:-1]:
+            # in place: these are the largest tensors by far, and adding them takes longer than computing them
+            hidden += functional.interpolate(coarse, hidden.shape[2:], mode=_LINEAR[hidden.ndim - 2])
         flat = hidden.movedim(1, -1)
-        return self.rest(flat.flatten(0, -2)).unflatten(0, flat.shape[:-1]).movedim(-1, 1)
+        voxels = flat.flatten(0, -2)
+        # a part at a time stays in the processor's cache; in training norms want all voxels at once
+        parts = [voxels] if self.training else voxels.split(_VOXELS_AT_ONCE)
+        logits = torch.cat([self.rest(part) for part in parts])
+        return logits.unflatten(0, flat.shape[:-1]).movedim(-1, 1)
 
 
 class VotingHead(nn.Module):

@@ -99,7 +99,7 @@ Scans that may be trained and tuned on, and whose labels the segmentor and its r
 
 {score_table([*test, *alone])}
 
-{_structures(source, test)}
+{structures_part(source, test)}
 
 ### Calibration, test cases
 
@@ -121,7 +121,7 @@ correlation of the mean entropy with 1 − DSC.
 {bytes_table(refinements, test)}"""
 
 
-def _structures(source: Source, test: Sequence[Setting]) -> str:
+def structures_part(source: Source, test: Sequence[Setting]) -> str:
     """Small structures together, and one by one; of a data set without such, all of them one by one."""
     if source.small:
         together = f"Small organs alone:\n\n{score_table(test, source.small)}\n\n"

@@ -9,12 +9,6 @@ from __future__ import annotations
 from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.evaluation.names import canonical_name
 
-STRUCTURES = (
-    *("aorta", "bladder", "duodenum", "esophagus", "gallbladder", "inferior_vena_cava", "left_adrenal_gland"),
-    *("left_kidney", "lesion", "liver", "pancreas", "portal_and_splenic_veins", "prostate_or_uterus"),
-    *("right_adrenal_gland", "right_kidney", "spleen", "stomach"),
-)
-
 
 def canonical(name: str) -> str:
     """The one spelling of a structure's name; a name that is not known comes back in small letters and underscores.
@@ -26,10 +20,10 @@ def canonical(name: str) -> str:
 
 
 def numbered(*names: str) -> dict[str, int]:
-    """Name -> value of a label file with the values 1, 2, 3, ... in this order; ValueError for an unknown spelling."""
-    unknown = [name for name in names if name not in STRUCTURES]
-    if unknown:
-        raise ValueError(f"not the spelling of dataset_conversion.anatomy: {', '.join(unknown)}")
+    """Name -> value of a label file with the values 1, 2, 3, ... in this order; ValueError for another spelling."""
+    others = [name for name in names if canonical(name) != name]
+    if others:
+        raise ValueError(f"not the spelling of dataset_conversion.anatomy: {', '.join(others)}")
     return {name: value for value, name in enumerate(names, start=1)}
 
 

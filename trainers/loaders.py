@@ -101,8 +101,8 @@ class SeededLoader(nnUNetDataLoader):
 class RecurringLoader(SeededLoader):
     """Patches from a grid, so that they come again: the corner nnU-Net draws is moved to the next one of the grid.
 
-    The grid's step is a quarter of the patch. A patch drawn around a voxel is moved by an eighth at most, and so still
-    holds it.
+    The grid's step is a quarter of the patch. A patch drawn around a voxel still holds it: it is moved by an eighth at
+    most, or back to where the padded scan ends.
     """
 
     def get_bbox(self, data_shape: Sequence[int], *args: Any, **kwargs: Any) -> tuple[list[int], list[int]]:

@@ -98,7 +98,7 @@ class Benchmark:
         return self.states(self.divisions())
 
     def states(self, folds: tuple[Division, ...]) -> dict[Run, State]:
-        """Where each run stands, by what was declared; whether files have changed since, the stages find out."""
+        """Where each run stands, by what was declared; whether files have changed since, :meth:`run` finds out."""
         return {run: state_of(run, self.output, wanted) for run, wanted in self.signatures(folds).items()}
 
     def signatures(self, folds: tuple[Division, ...]) -> dict[Run, str]:

@@ -35,6 +35,7 @@ SPELLINGS = {
     "femur": ("femoral head", "head of femur"),
     "prostate or uterus": ("prostate uterus",),
 }
+"""A structure's name -> how else it is spelled; sides apart."""
 _CANONICAL = {spelling: name for name, spellings in SPELLINGS.items() for spelling in (name, *spellings)}
 _GLUED = {
     f"{written}{short}": f"{side} {organ}"

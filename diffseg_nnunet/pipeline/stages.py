@@ -126,7 +126,7 @@ def train(
         raise BadInputError("--pretrained does not go with --strategy scratch.", "Leave one of them out.")
     folder = project.model_folder(strategy, configuration) / f"fold_{fold}"
     stage = training_stage(strategy, configuration, fold)
-    noted = asked.to_json() | {name: inputs[name] for name in ("labels",) if name in inputs}
+    noted = asked.to_json() | ({"labels": inputs["labels"]} if "labels" in inputs else {})
     job = Job(project, strategy, stage, folder, inputs, planned, chosen, noted, device, weights, save_probabilities)
     return run_job(job, resume)
 

@@ -54,7 +54,7 @@ class VoxelPerceptron(nn.Module):
         mapped = [
             scale(features.movedim(1, -1)).movedim(-1, 1) for scale, features in zip(self.scales, pyramid, strict=True)
         ]
-        hidden = mapped[-1]
+        hidden = mapped[-1].float()  # autocast interpolates in float32, and so it is summed
         for coarse in mapped[:-1]:
             # in place: these are the largest tensors by far, and adding them takes longer than computing them
             hidden += functional.interpolate(coarse, hidden.shape[2:], mode=_LINEAR[hidden.ndim - 2])

@@ -8,6 +8,7 @@ import pytest
 import refinement_costs
 import refinement_tables as tables
 from calibration import Calibration
+from refinement import structures_part
 from refinement_runs import SOURCES
 
 from diffseg_nnunet.evaluation.statistics import Evaluation, ScoreRow, case_means, summarise_all, summarise_structure
@@ -77,6 +78,13 @@ def test_small_organs_alone(setting):
     found = cells(tables.structure_table([setting], SMALL))
     assert len(found) == 2 + len(SMALL)
     assert found[2].startswith("0.267 → 0.317; +0.050 [")
+
+
+def test_a_data_set_without_small_structures_has_all_of_them(setting):
+    assert "Small organs alone" in structures_part(SOURCES["abdomen"], [setting])
+    text = structures_part(SOURCES["hippocampus"], [setting])
+    assert "Small" not in text
+    assert "| liver |" in text
 
 
 def test_calibration_table(setting):

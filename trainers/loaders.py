@@ -115,7 +115,8 @@ class RecurringLoader(SeededLoader):
 
 
 def on_grid(corner: int, size: int, patch: int, padding: int) -> int:
-    """The place of a patch along an axis nearest to `corner`, among those a quarter of the patch apart and the last.
+    """The place of a patch along an axis nearest to `corner`, among those a quarter of the patch apart from the first
+    on; the last possible place instead of one beyond it.
 
     Args:
         size: of the scan, voxels.

@@ -15,20 +15,18 @@ from few_labels import MODE
 from remedies import LENGTH, Variant, circumstances, compared, prepare_folds, scores_of
 from results import table, write_section
 
-DEFAULT = "folded"
+DEFAULT = "three_clean"
+FOLDED = ("--probe-time-steps", "folded")
 READINGS: dict[str, tuple[str, tuple[object, ...]]] = {
-    DEFAULT: ("the clean image, folded at time step 100 (the default)", ()),
-    "50": ("noised at time step 50", ("--probe-time-steps", 50)),
-    "100": ("noised at time step 100", ("--probe-time-steps", 100)),
-    "400": ("noised at time step 400", ("--probe-time-steps", 400)),
-    "three": ("noised at time steps 50, 150, 250", ("--probe-time-steps", "50,150,250")),
-    "augmented": ("the default, of augmented patches", ("--augment",)),
-    "slower": ("the default, at an initial rate of 2e-3 instead of 5e-2", ("--initial-lr", 2e-3)),
-    "slow": ("the default, at 1e-2", ("--initial-lr", 1e-2)),
-    "three_clean": (
-        "the clean image at time steps 50, 150, 250",
-        ("--probe-time-steps", "50,150,250", "--probe-clean"),
-    ),
+    DEFAULT: ("the clean image at time steps 50, 150, 250 (the default)", ()),
+    "three": ("noised at time steps 50, 150, 250", ("--probe-noisy",)),
+    "50": ("noised at time step 50", ("--probe-time-steps", 50, "--probe-noisy")),
+    "100": ("noised at time step 100", ("--probe-time-steps", 100, "--probe-noisy")),
+    "400": ("noised at time step 400", ("--probe-time-steps", 400, "--probe-noisy")),
+    "folded": ("the clean image, folded at time step 100", FOLDED),
+    "augmented": ("folded, of augmented patches", (*FOLDED, "--augment")),
+    "slower": ("folded, at an initial rate of 2e-3 instead of 5e-2", (*FOLDED, "--initial-lr", 2e-3)),
+    "slow": ("folded, at 1e-2", (*FOLDED, "--initial-lr", 1e-2)),
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -58,15 +58,22 @@ def train(
     probe_time_steps: Annotated[
         str | None,
         typer.Option(
-            metavar="T,T,…",
-            help="What probes read: the features of the image noised to these time steps of the pretraining, joined; "
-            "else those of the image itself.",
+            metavar="T,T,…|folded",
+            help="Probes read the features of the pretrained network at these time steps of its diffusion, joined, or "
+            "of the network as it was folded. Not given: at 5, 15 and 25 % of its time steps; folded where it is no "
+            "pretraining of this plan.",
             show_default=False,
         ),
     ] = None,
     probe_clean: Annotated[
-        bool, typer.Option("--probe-clean", help="Probes read the image without noise at their time steps.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--probe-clean/--probe-noisy",
+            help="At their time steps probes read the image as it is, or noised as far as in pretraining. Not given: "
+            "as it is, pixel-ensemble noised.",
+            show_default=False,
+        ),
+    ] = None,
     augment: Annotated[
         bool | None,
         typer.Option(
@@ -107,6 +114,13 @@ def train(
         if transfer is not None:
             check_choice("--transfer", transfer, ("all", "encoder"))
         check_choice("--precision", precision, ("auto", "float32", "bfloat16"))
+        time_steps = None if probe_time_steps is None else _time_steps(probe_time_steps)
+        if time_steps == () and probe_clean is not None:
+            raise BadInputError(
+                "--probe-clean and --probe-noisy say how time steps are read, and with --probe-time-steps folded there "
+                "are none: the image is read clean.",
+                "Give time steps, or leave one of the options out.",
+            )
         chosen = parse_fold(fold)
         if labels is not None:
             from diffseg_nnunet.cli.labels import fold_of_budget
@@ -131,7 +145,8 @@ def train(
                 initial_lr=initial_lr,
                 precision=precision,
                 workers=workers,
-                probe=_probe_settings(probe_time_steps, probe_clean) or None,
+                time_steps=time_steps,
+                noisy=None if probe_clean is None else not probe_clean,
                 augment=augment,
                 keep_coordinates=keep_coordinates or None,
                 transfer=transfer,
@@ -151,23 +166,16 @@ def train(
             raise typer.Exit(EXIT_BAD_INPUT)
 
 
-def _probe_settings(time_steps: str | None, clean: bool) -> dict[str, Any]:
-    """The fields of ProbeSettings that were given.
-
-    Args:
-        time_steps: a list like 50,150,250. Raises BadInputError if it is none.
-        clean: whether they are read without noise.
-    """
+def _time_steps(text: str) -> tuple[int, ...]:
+    """Of a list like 50,150,250; none for "folded". Raises BadInputError if it is neither."""
     from diffseg_nnunet.errors import BadInputError
     from diffseg_nnunet.probing.settings import ProbeSettings
 
-    changes: dict[str, Any] = {"noisy": False} if clean else {}
-    if time_steps is None:
-        return changes
+    if text == "folded":
+        return ()
     try:
-        steps = ProbeSettings(time_steps=tuple(int(step) for step in time_steps.split(","))).time_steps
+        return ProbeSettings(time_steps=tuple(int(step) for step in text.split(","))).time_steps
     except ValueError as error:
         raise BadInputError(
-            f"--probe-time-steps {time_steps} is no list of different time steps.", "Give numbers like 50,150,250."
+            f"--probe-time-steps {text} is no list of different time steps.", "Give numbers like 50,150,250, or folded."
         ) from error
-    return {**changes, "time_steps": steps}

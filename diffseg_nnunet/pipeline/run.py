@@ -25,7 +25,7 @@ from diffseg_nnunet.verification import of_severity, shortened
 TEST_PREDICTIONS = "predictions_imagesTs"
 _KEPT_SETTINGS = (
     *("iterations", "seed", "optimizer", "initial_lr", "precision"),
-    *("pool", "balance", "accumulate", "augment", "probe"),
+    *("pool", "balance", "accumulate", "augment", "time_steps", "noisy"),
     *("keep_coordinates", "transfer", "fold_timestep"),
 )
 _KEPT_REFINING = (

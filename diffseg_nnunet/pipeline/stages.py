@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from contextlib import redirect_stdout
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 from diffseg_nnunet import registry
 from diffseg_nnunet.atomic import remove_leftovers
+from diffseg_nnunet.diffusion.gaussian import DiffusionSettings
 from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.pipeline.device import gpu_memory_watched, gpu_of, prepare_device, release_memory
 from diffseg_nnunet.pipeline.label_budgets import base_fold, budget_of
@@ -26,6 +27,7 @@ from diffseg_nnunet.pipeline.starting import (
     Fold,
     find_pretrained,
     is_planned_source,
+    probed_time_steps,
     refuse_misfit,
     start,
 )
@@ -33,17 +35,22 @@ from diffseg_nnunet.planning.section import STAGES, diffseg_section, predicted_g
 from diffseg_nnunet.training import processes
 from diffseg_nnunet.training.checkpoint import file_digest
 from diffseg_nnunet.training.settings import (
-    FinetuningSettings,
     PretrainingSettings,
     ProbingSettings,
-    SegmentationSettings,
     TrainingSettings,
 )
 
 PLANNED_SETTINGS = ("diffusion", "coordinates")
 """What the plan says of a pretraining, and the command may change."""
-_START_OPTIONS = {"transfer": "--transfer", "fold_timestep": "--fold-timestep"}
-_PROBE_OPTIONS = {"time_steps": "--probe-time-steps", "noisy": "--probe-clean"}
+_OPTIONS = {
+    "keep_coordinates": "--keep-coordinates",
+    "transfer": "--transfer",
+    "fold_timestep": "--fold-timestep",
+    "time_steps": "--probe-time-steps",
+    "noisy": "--probe-clean or --probe-noisy",
+    "augment": "--augment or --no-augment",
+}
+"""Of the settings that some strategies' trainers have and others have not."""
 
 
 def pretrain(
@@ -96,8 +103,7 @@ def train(
             from, if it is a label budget), else of all cases.
         save_probabilities: of the validation cases, for ensembling configurations.
         resume: False sets earlier results aside and starts afresh.
-        settings: fields of the trainer's settings, :class:`SegmentationSettings` or :class:`ProbingSettings`; of
-            ``probe`` those fields that differ from the strategy's.
+        settings: fields of the trainer's settings, :class:`SegmentationSettings` or :class:`ProbingSettings`.
 
     Returns:
         The final checkpoint.
@@ -115,15 +121,17 @@ def train(
             f"Pretrain on it with `diffseg pretrain {project.id}`, or add labels.",
         )
     asked = training_settings(strategy, **settings)
-    chosen = resolved(asked, strategy)
-    inputs = training_inputs(project, configuration, fold, strategy, chosen)
     weights = None
     if strategy != "scratch":
-        source = pretrained or find_pretrained(project, configuration, base_fold(project, configuration, fold))
-        inputs["pretrained"] = file_digest(source)
-        weights = source
+        weights = pretrained or find_pretrained(project, configuration, base_fold(project, configuration, fold))
     elif pretrained is not None:
         raise BadInputError("--pretrained does not go with --strategy scratch.", "Leave one of them out.")
+    chosen = resolved(asked, strategy)
+    if isinstance(asked, ProbingSettings):
+        chosen = replace(chosen, time_steps=probed_time_steps(project, configuration, asked, weights))
+    inputs = training_inputs(project, configuration, fold, strategy, chosen)
+    if weights is not None:
+        inputs["pretrained"] = file_digest(weights)
     folder = project.model_folder(strategy, configuration) / f"fold_{fold}"
     stage = training_stage(strategy, configuration, fold)
     noted = asked.to_json() | ({"labels": inputs["labels"]} if "labels" in inputs else {})
@@ -131,54 +139,31 @@ def train(
     return run_job(job, resume)
 
 
-def training_settings(
-    strategy: str, *, probe: Mapping[str, Any] | None = None, keep_coordinates: float = 0.0, **settings: Any
-) -> TrainingSettings:
+def training_settings(strategy: str, **settings: Any) -> TrainingSettings:
     """The settings of a strategy's trainer, as they are asked for.
 
     Args:
-        probe: fields of what a probe reads that differ from the strategy's.
-        keep_coordinates: of :class:`SegmentationSettings`.
-        settings: other fields.
+        settings: fields of them.
 
     Raises:
         BadInputError: what was given does not go with the strategy.
     """
     settings_type = registry.load("trainers", strategy).settings_type
-    if keep_coordinates:
-        if not issubclass(settings_type, SegmentationSettings):
-            raise BadInputError(
-                f"--keep-coordinates does not go with --strategy {strategy}, which leaves the network as it is.",
-                "Leave one of them out.",
-            )
-        settings["keep_coordinates"] = keep_coordinates
-    for name, option in _START_OPTIONS.items():
-        if name in settings and not issubclass(settings_type, FinetuningSettings):
+    known = {field.name for field in fields(settings_type)}
+    for name, option in _OPTIONS.items():
+        if name in settings and name not in known:
             raise BadInputError(f"{option} does not go with --strategy {strategy}.", "Leave one of them out.")
-    if "augment" in settings and not issubclass(settings_type, ProbingSettings):
-        raise BadInputError(
-            f"--augment and --no-augment do not go with --strategy {strategy}, which always augments.",
-            "Leave it out.",
-        )
-    if probe:
-        if not issubclass(settings_type, ProbingSettings):
-            given = next(option for name, option in _PROBE_OPTIONS.items() if name in probe)
-            raise BadInputError(f"{given} does not go with --strategy {strategy}.", "Leave one of them out.")
-        settings["probe"] = replace(settings_type().probe, **probe)
-        if not settings["probe"].noisy and not settings["probe"].time_steps:
-            raise BadInputError(
-                f"--probe-clean says how time steps are read, and --strategy {strategy} reads none unless they are "
-                "given: the image is read clean as it is.",
-                "Give --probe-time-steps, too, or leave it out.",
-            )
     return settings_type(**settings)
 
 
 def resolved(settings: TrainingSettings, strategy: str) -> TrainingSettings:
-    """The settings with the initial rate that a strategy takes: a result of another version's is another one.
+    """The settings with the initial rate that a strategy takes, and the time steps that a probe reads of a pretraining
+    of this plan with 1000 of them: a result of another version's are others.
 
-    What is asked for is kept as it is, since with another optimizer it means another rate.
+    What is asked for is kept as it is, since with another optimizer, or from another network, it means other ones.
     """
+    if isinstance(settings, ProbingSettings):
+        settings = settings.reading(DiffusionSettings().timesteps)
     return replace(settings, initial_lr=settings.rate(registry.load("trainers", strategy).strategy))
 
 

@@ -70,6 +70,40 @@ def refuse_misfit(
         source: the checkpoint.
         adapts: whether weights are adapted where they do not fit.
     """
+    own = _planned_weights(project, configuration_name)
+    weights = _network_weights(checkpoints.load_safely(source), settings, source)
+    time_steps = settings.probe.time_steps if isinstance(settings, ProbingSettings) else ()
+    cascaded = project.configuration(configuration_name).previous_stage_name is not None
+    if adapts and not cascaded and not time_steps:
+        frozen = registry.load("trainers", strategy).frozen
+        require_share(adapt(own, weights), str(source), configuration_name, frozen)
+    else:
+        checkpoints.require_same_network(own, weights, str(source))
+    if time_steps:
+        weights_at(load_pretrained(source, torch.device("cpu")), time_steps, str(source))
+
+
+def probed_time_steps(project: Project, configuration: str, settings: ProbingSettings, source: Path) -> tuple[int, ...]:
+    """The time steps at which a probe reads a checkpoint's network: those asked for, else those of our own pretraining
+    of this plan's network, none of another one.
+
+    Raises:
+        BadInputError: the checkpoint cannot be read.
+    """
+    if settings.time_steps is not None:
+        return settings.time_steps
+    weights, timesteps = checkpoints.load_safely(source)["network_weights"], None
+    try:
+        timesteps = load_pretrained(source, torch.device("cpu")).settings.diffusion.timesteps
+        checkpoints.require_same_network(_planned_weights(project, configuration), weights, str(source))
+    except BadInputError as error:
+        project.reporter.info(f"the probe reads the network as it is, at no time step of a diffusion: {error.message}")
+        timesteps = None
+    return settings.reading(timesteps).time_steps or ()
+
+
+def _planned_weights(project: Project, configuration_name: str) -> Mapping[str, Tensor]:
+    """Of the planned network before training; for their names and shapes."""
     from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
@@ -82,15 +116,7 @@ def refuse_misfit(
         manager.get_label_manager(dataset_json).num_segmentation_heads,
         enable_deep_supervision=True,
     )
-    weights = _network_weights(checkpoints.load_safely(source), settings, source)
-    time_steps = settings.probe.time_steps if isinstance(settings, ProbingSettings) else ()
-    if adapts and configuration.previous_stage_name is None and not time_steps:
-        frozen = registry.load("trainers", strategy).frozen
-        require_share(adapt(network.state_dict(), weights), str(source), configuration_name, frozen)
-    else:
-        checkpoints.require_same_network(network.state_dict(), weights, str(source))
-    if time_steps:
-        weights_at(load_pretrained(source, torch.device("cpu")), time_steps, str(source))
+    return network.state_dict()
 
 
 def _network_weights(content: Mapping[str, Any], settings: TrainingSettings, source: Path) -> Mapping[str, Tensor]:
@@ -122,6 +148,8 @@ def start(project: Project, configuration: str, trainer: Any, source: Path, adap
     else:
         count = trainer.start_from(weights, str(source))
         reporter.info(f"starting from {source} ({count} tensors)")
+    if isinstance(trainer.settings, ProbingSettings):
+        reporter.info(f"the probe reads {trainer.settings.probe.words}")
     if isinstance(trainer.settings, FinetuningSettings) and trainer.settings.transfer == "encoder":
         reporter.info("only the encoder starts from there, the decoder from random weights (see --transfer)")
     if isinstance(trainer.settings, SegmentationSettings) and trainer.settings.keep_coordinates:

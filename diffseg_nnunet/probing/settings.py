@@ -28,6 +28,14 @@ class ProbeSettings:
             raise ValueError(f"time steps {self.time_steps} are not all different")
 
     @property
+    def words(self) -> str:
+        """For the user."""
+        if not self.time_steps:
+            return "the clean image through the network as it is"
+        steps = ", ".join(map(str, self.time_steps))
+        return f"the {'noised' if self.noisy else 'clean'} image through the network at time steps {steps}"
+
+    @property
     def passes(self) -> int:
         """How often the network is run for one image."""
         return max(1, len(self.time_steps))

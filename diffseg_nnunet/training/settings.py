@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from diffseg_nnunet.coordinates.head import CoordinateSettings
@@ -38,6 +37,9 @@ INITIAL_LR: dict[tuple[OptimizerName, Strategy], float] = {
     ("adamw", "pixel-ensemble"): 1e-3,  # Baranchuk et al.
 }
 """Of an optimizer and a strategy, where the settings give none."""
+PROBED_SHARES = (0.05, 0.15, 0.25)
+"""Of the diffusion's time steps, those that a probe reads at: 50, 150 and 250 of 1000 as Baranchuk et al. (arXiv
+2112.03126); of clean images the best on training cases (benchmarks/RESULTS.md, "What a probe should read")."""
 
 
 @dataclass(frozen=True)
@@ -126,25 +128,47 @@ class ProbingSettings(TrainingSettings):
     """Settings of a probe's training.
 
     Attributes:
-        probe: what it reads.
+        time_steps: of the pretraining's diffusion, at which the features are read (none: of the network as it was
+            folded); None: those that suit what is started from, :meth:`reading`.
+        noisy: whether the image is noised as far as it was at each of them, or read clean.
         augment: patches from anywhere, augmented by nnU-Net's recipe; False: windows of the scans as they are, a
             quarter of a patch apart, so that the frozen features of each are computed once. Then prediction does not
             mirror either.
     """
 
-    probe: ProbeSettings = field(default_factory=ProbeSettings)
+    time_steps: tuple[int, ...] | None = None
+    noisy: bool = False
     augment: bool = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.probe, Mapping):  # from JSON
-            object.__setattr__(self, "probe", ProbeSettings(**self.probe))
+        if self.time_steps is not None:
+            object.__setattr__(
+                self, "time_steps", self.probe.time_steps
+            )  # checked, and a list where it comes from JSON
+
+    @property
+    def probe(self) -> ProbeSettings:
+        """What is read; of the network as it was folded where it is not resolved yet."""
+        return ProbeSettings(self.time_steps or (), self.noisy)
+
+    def reading(self, timesteps: int | None) -> ProbingSettings:
+        """The settings with time steps where none were given.
+
+        Args:
+            timesteps: T of the diffusion of the network that is started from; None: it is none that can be read at a
+                time step.
+        """
+        if self.time_steps is not None:
+            return self
+        usual = [] if timesteps is None else [round(share * timesteps) for share in PROBED_SHARES]
+        return replace(self, time_steps=tuple(dict.fromkeys(usual)))  # each once, however few there are
 
 
 @dataclass(frozen=True)
 class PixelEnsembleSettings(ProbingSettings):
-    """Settings of the pixel ensemble, by default at the time steps of Baranchuk et al. (arXiv 2112.03126)."""
+    """Settings of the pixel ensemble, which reads noised images as Baranchuk et al. do (arXiv 2112.03126)."""
 
-    probe: ProbeSettings = field(default_factory=lambda: ProbeSettings(time_steps=(50, 150, 250)))
+    noisy: bool = True
 
 
 @dataclass(frozen=True)

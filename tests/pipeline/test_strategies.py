@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
 
 if TYPE_CHECKING:
     from tests.pipeline.conftest import TinyProject
@@ -62,10 +63,10 @@ def test_a_decoder_is_a_stock_network(project: TinyProject) -> None:
 def test_probes_are_trained_and_predict(project: TinyProject) -> None:
     lines = [
         train("linear"),
-        train("nonlinear", "--probe-time-steps", "50,400"),
+        train("nonlinear", "--probe-time-steps", "50,400", "--probe-noisy"),
         predict(project, "linear"),
         predict(project, "nonlinear"),
-        train("nonlinear", "--probe-time-steps", "50,400"),
+        train("nonlinear", "--probe-time-steps", "50,400", "--probe-noisy"),
         ("export", 1, "--strategy", "linear", "--stock", project.folder / "model.zip"),
     ]
     *done, again, refused = project.diffseg.in_one_process(lines)
@@ -77,8 +78,23 @@ def test_probes_are_trained_and_predict(project: TinyProject) -> None:
     for strategy in ("linear", "nonlinear"):
         assert list(segmentations(project.folder / f"out_{strategy}")) == images
     stage = project.stage("train/nonlinear/3d_fullres/fold_0")
-    assert stage["settings"]["probe"] == {"time_steps": [50, 400], "noisy": True}
+    assert (stage["settings"]["time_steps"], stage["settings"]["noisy"]) == ([50, 400], True)
     assert stage["outputs"]["pretrained"] == str(project.pretrained() / "checkpoint_final.pth")
+    assert "the probe reads the clean image through the network at time steps 50, 150, 250" in done[0].out
+    assert project.stage("train/linear/3d_fullres/fold_0")["settings"]["time_steps"] is None
+
+
+def test_a_network_without_time_steps_is_read_as_it_is(project: TinyProject) -> None:
+    """Such as a stock one, or ours without the record of its diffusion; time steps asked for are refused."""
+    content = torch.load(project.pretrained() / "checkpoint_final.pth", weights_only=False)
+    stock = project.folder / "stock.pth"
+    torch.save({"network_weights": content["network_weights"]}, stock)
+    asked = train("linear", "--pretrained", stock)
+    found, again, refused = project.diffseg.in_one_process([asked, asked, (*asked, "--probe-time-steps", "50")])
+    assert "the probe reads the network as it is, at no time step of a diffusion: " in found.ok().out
+    assert "the probe reads the clean image through the network as it is" in found.out
+    assert "finished before, unchanged" in again.ok().out
+    refused.refused("stock.pth is no checkpoint of this version's `diffseg pretrain`")
 
 
 def test_voters_predict_and_say_where_they_disagree(project: TinyProject) -> None:
@@ -92,8 +108,7 @@ def test_voters_predict_and_say_where_they_disagree(project: TinyProject) -> Non
     trained.ok()
     predicted.ok()
     refused.refused("--uncertainty tells how much the voters", "--strategy pixel-ensemble")
-    probe = project.stage("train/pixel-ensemble/3d_fullres/fold_0")["settings"]["probe"]
-    assert probe == {"time_steps": [50, 150, 250], "noisy": False}
+    assert "the clean image through the network at time steps 50, 150, 250" in trained.out
     names = [path.name for path in sorted(output.glob("*.nii.gz"))]
     assert names == [path.name for path in sorted((output / "uncertainty").iterdir())]
     for name in names:
@@ -116,8 +131,11 @@ def test_what_does_not_go_together(project: TinyProject) -> None:
         train("decoder"): ("There is no pretrained network for fold 0", "diffseg pretrain 1 -c 3d_fullres -f 0"),
         train("linear"): ("There is no pretrained network for fold 0", "diffseg pretrain 1 -c 3d_fullres -f 0"),
         train("finetune", "--probe-time-steps", "50"): ("--probe-time-steps does not go with --strategy finetune",),
-        train("finetune", "--probe-clean"): ("--probe-clean does not go with --strategy finetune",),
-        train("linear", "--probe-clean"): ("--strategy linear reads none unless they are given", "--probe-time-steps"),
+        train("finetune", "--probe-clean"): ("--probe-clean or --probe-noisy does not go",),
+        train("linear", "--probe-clean", "--probe-time-steps", "folded"): (
+            "say how time steps are read",
+            "there are none",
+        ),
         train("linear", "--keep-coordinates", 1): ("--keep-coordinates does not go with --strategy linear",),
         train("linear", "--probe-time-steps", "50;60"): ("50;60 is no list of different time steps",),
         train("scratch", "--transfer", "encoder"): ("--transfer does not go with --strategy scratch",),

@@ -22,7 +22,6 @@ from diffseg_nnunet.phantom import LABELS
 from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.pipeline.starting import start
 from diffseg_nnunet.probing.cache import FeatureCache
-from diffseg_nnunet.probing.settings import ProbeSettings
 from diffseg_nnunet.trainers import (
     DiffSegPretrainer,
     DiffSegTrainer,
@@ -41,7 +40,7 @@ from .interruption import train_until
 NewTrainer = Callable[..., Any]
 Weights = dict[str, torch.Tensor]
 FROZEN = (DiffSegTrainerDecoder, DiffSegTrainerLinear, DiffSegTrainerNonlinear, DiffSegTrainerPixelEnsemble)
-STEPS = ProbeSettings((50, 400))
+STEPS = (50, 400)
 every_frozen = pytest.mark.parametrize("trainer_class", FROZEN)
 one_epoch = {"iterations": 2, "optimizer": "adamw", "precision": "float32"}
 
@@ -155,7 +154,8 @@ def test_strategies_learn_from_the_twins_batches(started: NewTrainer, trainer_cl
 
 
 @pytest.mark.parametrize(
-    ("trainer_class", "settings"), [(DiffSegTrainerLinear, {}), (DiffSegTrainerNonlinear, {"probe": STEPS})]
+    ("trainer_class", "settings"),
+    [(DiffSegTrainerLinear, {}), (DiffSegTrainerNonlinear, {"time_steps": STEPS, "noisy": True})],
 )
 def test_features_are_computed_once_where_nothing_augments(
     started: NewTrainer, trainer_class: type, settings: dict
@@ -187,7 +187,7 @@ def test_features_are_computed_once_where_nothing_augments(
     [
         (DiffSegTrainerDecoder, {}),
         (DiffSegTrainerLinear, {}),
-        (DiffSegTrainerNonlinear, {"probe": STEPS}),
+        (DiffSegTrainerNonlinear, {"time_steps": STEPS, "noisy": True}),
         (DiffSegTrainerPixelEnsemble, {}),
     ],
 )
@@ -221,20 +221,20 @@ def test_the_predictor_restores_the_model(
 
 @torch.no_grad()
 def test_time_steps_are_those_of_the_pretraining(started: NewTrainer, pretrained: Callable, new_trainer) -> None:
-    trainer = started(DiffSegTrainerLinear, "2d", probe=STEPS)
+    trainer = started(DiffSegTrainerLinear, "2d", time_steps=STEPS, noisy=True)
     model = load_pretrained(pretrained(new_trainer, "2d"), torch.device("cpu"))
     denoiser, probed = model.assembly.denoiser, trainer.network
     patch = torch.randn((2, 1, *model.patch_size), generator=torch.Generator().manual_seed(0))
     expected = []
     bottleneck = denoiser.network.encoder.stages[-1]
     handle = bottleneck.register_forward_hook(lambda *arguments: expected.append(arguments[2]))
-    for step in STEPS.time_steps:
+    for step in STEPS:
         t = torch.full((2,), step)
         denoiser(denoiser.diffusion.add_noise(patch, probed.time_steps.noise.expand_as(patch), t), t)
     handle.remove()
     torch.testing.assert_close(probed.features(patch)[0], torch.cat(expected, 1), rtol=1e-4, atol=1e-4)
     # stored with the model, and found when it is gone on from
-    other = new_trainer(DiffSegTrainerLinear, "2d", **one_epoch, probe=STEPS)
+    other = new_trainer(DiffSegTrainerLinear, "2d", **one_epoch, time_steps=STEPS, noisy=True)
     trainer.on_train_start()
     trainer.save_checkpoint(str(trainer.latest_checkpoint))
     other.initialize()
@@ -244,7 +244,7 @@ def test_time_steps_are_those_of_the_pretraining(started: NewTrainer, pretrained
 
 def test_a_time_step_there_is_not(started: NewTrainer) -> None:
     with pytest.raises(BadInputError, match=r"2d\.pth was pretrained with 1000 time steps, there is none 1000"):
-        started(DiffSegTrainerLinear, "2d", probe=ProbeSettings((50, 1000)))
+        started(DiffSegTrainerLinear, "2d", time_steps=(50, 1000))
 
 
 @pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])

@@ -10,6 +10,7 @@ from diffseg_nnunet.coordinates.head import CoordinateSettings
 from diffseg_nnunet.diffusion.gaussian import DiffusionSettings
 from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.pipeline.stages import resolved, training_settings
+from diffseg_nnunet.probing.settings import ProbeSettings
 from diffseg_nnunet.training.settings import PretrainingSettings, TrainingSettings
 
 SECTION = {
@@ -71,5 +72,23 @@ def test_what_is_started_from_is_a_setting_of_those_that_start() -> None:
 def test_probes_alone_may_leave_patches_as_they_are() -> None:
     assert not training_settings("linear").augment
     assert training_settings("pixel-ensemble", augment=True).augment
-    with pytest.raises(BadInputError, match="do not go with --strategy finetune, which always augments"):
+    with pytest.raises(BadInputError, match="--augment or --no-augment does not go with --strategy finetune"):
         training_settings("finetune", augment=False)
+
+
+def test_what_a_probe_reads_is_scaled_to_the_diffusion_unless_it_was_asked_for() -> None:
+    for strategy, noisy in (("linear", False), ("nonlinear", False), ("pixel-ensemble", True)):
+        asked = training_settings(strategy)
+        assert asked.time_steps is None, "with another network it means others"
+        assert resolved(asked, strategy).probe == ProbeSettings((50, 150, 250), noisy)
+        assert asked.reading(100).probe == ProbeSettings((5, 15, 25), noisy)
+        assert asked.reading(None).probe.time_steps == ()
+        assert asked.reading(2).probe.time_steps == (0,), "each once"
+        for given in ((), (400,)):
+            assert training_settings(strategy, time_steps=given).reading(100).time_steps == given
+
+
+@pytest.mark.parametrize("wrong", [(3, 3), (-1,), (0.5,)])
+def test_time_steps_that_are_none(wrong: tuple) -> None:
+    with pytest.raises(ValueError, match="time steps"):
+        training_settings("linear", time_steps=wrong)

@@ -35,7 +35,7 @@ class BenchmarkProtocol:
         budgets: as :class:`LabelBudget` writes them, drawn from a fold's training cases.
         seeds: each draws other labels and another stream of batches.
         iterations: of every training, whatever the strategy and the budget.
-        pretrain_iterations: of the one pretraining of a fold.
+        pretrain_iterations, pretrain_seed: of the one pretraining of a fold, for all seeds, since it sees no label.
         configuration: nnU-Net's.
         optimizer: of every training.
         evaluation: protocol of `diffseg evaluate`.
@@ -55,6 +55,7 @@ class BenchmarkProtocol:
     seeds: tuple[int, ...] = (0, 1, 2)
     iterations: int = 37_500  # 150 epochs of 250: nnU-Net's shorter schedule for pretrained networks
     pretrain_iterations: int = 250_000
+    pretrain_seed: int = 0
     configuration: str = "3d_fullres"
     optimizer: str = "sgd"
     plan: Mapping[str, Any] = field(default_factory=dict)
@@ -68,19 +69,15 @@ class BenchmarkProtocol:
         for what, given in (("budget", self.budgets), ("seed", self.seeds)):
             if not given:
                 raise BadInputError(f"The benchmark {self.name} has no {what}.", f"Give one with --{what}s.")
-        if min(self.seeds) < 0:
-            raise BadInputError(f"{min(self.seeds)} is no seed.", "Give whole numbers from 0 with --seeds.")
+        for option, seed in (("--seeds", min(self.seeds)), ("--pretrain-seed", self.pretrain_seed)):
+            if seed < 0:
+                raise BadInputError(f"{seed} is no seed.", f"Give whole numbers from 0 with {option}.")
         find_protocol(self.evaluation)
 
     @property
     def all_strategies(self) -> tuple[str, ...]:
         """The twin first: what it is compared with comes after it."""
         return (TWIN, *self.strategies)
-
-    @property
-    def pretrain_seed(self) -> int:
-        """The first of the seeds: a fold is pretrained once for all of them, since pretraining sees no label."""
-        return self.seeds[0]
 
     @property
     def split_name(self) -> str:

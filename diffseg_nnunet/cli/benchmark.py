@@ -45,10 +45,11 @@ def benchmark(
     ] = None,
     seeds: Annotated[
         list[int] | None,
-        _option(f"Each draws other labels and other batches; the first also pretrains. {_DECLARED}", "SEED ..."),
+        _option(f"Each draws other labels and other batches. {_DECLARED}", "SEED ..."),
     ] = None,
     iterations: Annotated[int | None, _option(f"Of every training. {_DECLARED}", min=1)] = None,
     pretrain_iterations: Annotated[int | None, _option(f"Of the pretraining. {_DECLARED}", min=1)] = None,
+    pretrain_seed: Annotated[int | None, _option(f"Of the pretraining, one for all seeds. {_DECLARED}", min=0)] = None,
     pretrained: Annotated[
         Path | None, _option("All but the twin start from this checkpoint; else the benchmark pretrains.")
     ] = None,
@@ -101,14 +102,16 @@ def benchmark(
         **given(
             iterations=iterations,
             pretrain_iterations=pretrain_iterations,
+            pretrain_seed=pretrain_seed,
             optimizer=optimizer,
             configuration=configuration,
             split=split,
             evaluation=evaluation,
         ),
     )
-    if pretrained is not None and pretrain_iterations is not None:
-        raise BadInputError("--pretrain-iterations does not go with --pretrained.", "Leave one of them out.")
+    for option, value in (("--pretrain-iterations", pretrain_iterations), ("--pretrain-seed", pretrain_seed)):
+        if pretrained is not None and value is not None:
+            raise BadInputError(f"{option} does not go with --pretrained.", "Leave one of them out.")
     number = _dataset(protocol, source, dataset_id, workspace, dry_run)
     if number is None:
         return

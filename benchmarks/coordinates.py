@@ -31,7 +31,7 @@ from scans import (
 )
 
 from diffseg_nnunet.inference.pretrained import PretrainedModel, load_pretrained
-from diffseg_nnunet.pipeline.stages import file_digest
+from diffseg_nnunet.training.checkpoint import file_digest
 
 PATCHES, POINTS = 4, 256
 KIDNEYS = ("left_kidney", "right_kidney")

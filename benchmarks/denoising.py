@@ -25,8 +25,8 @@ from scans import Window, padded, read_scan, span, window
 from skimage.restoration import denoise_nl_means, denoise_tv_chambolle
 
 from diffseg_nnunet.inference.pretrained import PretrainedModel, load_pretrained
-from diffseg_nnunet.pipeline.stages import file_digest
 from diffseg_nnunet.report.denoising import Panel, denoising_png
+from diffseg_nnunet.training.checkpoint import file_digest
 
 LEVELS = (0.9, 0.5, 0.2)  # ᾱ: share of the signal's variance that is left
 TUNING_SCANS, TUNING_SIDE = 2, 48  # of each data set; side of the crop of each that is tuned on, voxels

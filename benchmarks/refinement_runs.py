@@ -27,7 +27,7 @@ from diffseg_nnunet.inference.predictor import load_predictor, predict_cases
 from diffseg_nnunet.inference.refining import RefineOptions, load_refining_predictor
 from diffseg_nnunet.pipeline.device import prepare_device
 from diffseg_nnunet.pipeline.evaluating import evaluate
-from diffseg_nnunet.pipeline.stages import FINAL
+from diffseg_nnunet.pipeline.starting import FINAL
 from diffseg_nnunet.raw_dataset import Case
 from diffseg_nnunet.training.checkpoint import file_digest
 

@@ -27,8 +27,9 @@ from diffseg_nnunet.pipeline.prediction import input_cases
 from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.pipeline.records import image_stamps, read_record
 from diffseg_nnunet.pipeline.splits import check_fold, ensure_splits
-from diffseg_nnunet.pipeline.stages import FINAL, Fold, file_digest
+from diffseg_nnunet.pipeline.starting import FINAL, Fold
 from diffseg_nnunet.raw_dataset import Case, values_of_labels
+from diffseg_nnunet.training.checkpoint import file_digest
 from diffseg_nnunet.verification import read_volume
 
 RANGES_JSON, RANGES_CSV, LANDMARKS_JSON = "body_ranges.json", "body_ranges.csv", "landmarks.json"

@@ -68,7 +68,9 @@ def compare_evaluations(prediction: Evaluation, against: Evaluation, output: Pat
 
 def evaluate_validation(project: Project, strategy: str, configuration: str, fold: int | str) -> Evaluation:
     """Report on the validation cases of a trained fold, in its folder ``validation_report``; done once."""
-    from diffseg_nnunet.pipeline.stages import FINAL, file_digest  # with torch, which `diffseg evaluate` can do without
+    # with torch, which `diffseg evaluate` can do without
+    from diffseg_nnunet.pipeline.starting import FINAL
+    from diffseg_nnunet.training.checkpoint import file_digest
 
     folder = project.model_folder(strategy, configuration) / f"fold_{fold}"
     report = folder / "validation_report"

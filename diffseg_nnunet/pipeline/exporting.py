@@ -12,7 +12,7 @@ from diffseg_nnunet import registry
 from diffseg_nnunet.atomic import write_file
 from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.pipeline.project import Project
-from diffseg_nnunet.pipeline.stages import FINAL, Fold
+from diffseg_nnunet.pipeline.starting import FINAL, Fold
 from diffseg_nnunet.planning.section import PLANS_NAME
 
 STOCK_TRAINER = "nnUNetTrainer"

@@ -20,9 +20,10 @@ from diffseg_nnunet.pipeline.prediction_checks import check_refiners, require_me
 from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.pipeline.records import image_stamps, read_record
 from diffseg_nnunet.pipeline.refining import REFINE
-from diffseg_nnunet.pipeline.stages import FINAL, Fold, file_digest
+from diffseg_nnunet.pipeline.starting import FINAL, Fold
 from diffseg_nnunet.planning.hardware import worker_count
 from diffseg_nnunet.raw_dataset import DATASET_JSON, Case, read_json_object, split_channel, visible_files
+from diffseg_nnunet.training.checkpoint import file_digest
 
 RECORD = "diffseg_prediction.json"
 _MEMBER, _PREVIOUS_STAGE = "member_", "previous_stage_"

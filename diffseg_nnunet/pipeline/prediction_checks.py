@@ -12,8 +12,8 @@ from diffseg_nnunet.inference.refining import read_refiners
 from diffseg_nnunet.inference.uncertainty import READER
 from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.pipeline.refining import REFINE
-from diffseg_nnunet.pipeline.stages import file_digest
 from diffseg_nnunet.raw_dataset import read_json_object
+from diffseg_nnunet.training.checkpoint import file_digest
 from diffseg_nnunet.training.refining import RefinementSettings
 
 if TYPE_CHECKING:

@@ -10,9 +10,10 @@ from diffseg_nnunet import registry
 from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.inference.predictor import require_trained
 from diffseg_nnunet.pipeline.device import prepare_device
+from diffseg_nnunet.pipeline.jobs import Job, run_job
 from diffseg_nnunet.pipeline.preprocessing import require_preprocessed
 from diffseg_nnunet.pipeline.project import Project
-from diffseg_nnunet.pipeline.stages import Job, fold_cases, run_job, stage_inputs
+from diffseg_nnunet.pipeline.stages import fold_cases, stage_inputs
 from diffseg_nnunet.pipeline.starting import FINAL, Fold, preprocessed_otherwise
 from diffseg_nnunet.planning.section import diffseg_section, stage_plan
 from diffseg_nnunet.training import checkpoint as checkpoints

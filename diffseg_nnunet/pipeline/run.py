@@ -17,7 +17,7 @@ from diffseg_nnunet.pipeline.planning import PlanRequest
 from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.pipeline.refiner_selection import RefinerSelection, select_refiner
 from diffseg_nnunet.pipeline.splits import check_fold
-from diffseg_nnunet.pipeline.stages import Fold
+from diffseg_nnunet.pipeline.starting import Fold
 from diffseg_nnunet.pipeline.verifying import verify
 from diffseg_nnunet.planning.hardware import resolve_device
 from diffseg_nnunet.verification import of_severity, shortened

@@ -26,8 +26,9 @@ from diffseg_nnunet.inference.patch_images import patch_images, patch_spacing
 from diffseg_nnunet.inference.pretrained import PretrainedModel, load_pretrained
 from diffseg_nnunet.pipeline.device import prepare_device
 from diffseg_nnunet.pipeline.project import Project
-from diffseg_nnunet.pipeline.stages import FINAL, Fold, file_digest
+from diffseg_nnunet.pipeline.starting import FINAL, Fold
 from diffseg_nnunet.report.denoising import Panel, denoising_png
+from diffseg_nnunet.training.checkpoint import file_digest
 from diffseg_nnunet.training.seeding import derived_seed
 
 RECORD, SHEET = "samples.json", "samples.png"

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from diffseg_nnunet import registry
 from diffseg_nnunet.pipeline.project import Project
-from diffseg_nnunet.pipeline.stages import FINAL, Fold, file_digest
+from diffseg_nnunet.pipeline.starting import FINAL, Fold
 from diffseg_nnunet.planning.hardware import worker_count
 from diffseg_nnunet.planning.section import PLANS_NAME
+from diffseg_nnunet.training.checkpoint import file_digest
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from nnunetv2.training.logging.nnunet_logger import WandbLogger
 
-from diffseg_nnunet.pipeline import stages
+from diffseg_nnunet.pipeline import jobs
 from diffseg_nnunet.trainers import DiffSegPretrainer, DiffSegTrainer
 from diffseg_nnunet.trainers.loggers import close, log_picture
 
@@ -84,9 +84,9 @@ def test_a_run_of_wandb_ends_where_the_training_fails(monkeypatch: pytest.Monkey
         def close_loggers(self, failed: bool = False) -> None:
             close([logger], failed)
 
-    monkeypatch.setattr(stages, "_build_trainer", lambda _job: Failing())
+    monkeypatch.setattr(jobs, "_build_trainer", lambda _job: Failing())
     with pytest.raises(KeyboardInterrupt):
-        stages._train(SimpleNamespace(settings=None))
+        jobs._train(SimpleNamespace(settings=None))
     assert logger.run.exit_codes == [1]
 
 

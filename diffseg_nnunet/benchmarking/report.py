@@ -140,9 +140,20 @@ def different_starts(finished: Mapping[Run, RunRecord]) -> Iterator[str]:
             yield f"- the runs of fold {fold} started from networks of different pretrainings (SHA-256): {groups}"
 
 
+def readings(finished: Mapping[Run, RunRecord]) -> Iterator[str]:
+    """A line for each thing that probes read."""
+    strategies: dict[str, set[str]] = {}
+    for run, record in finished.items():
+        if record.reads is not None:
+            strategies.setdefault(record.reads, set()).add(run.strategy)
+    for reads, names in strategies.items():
+        yield f"- {' and '.join(sorted(names))}: what is read is {reads}"
+
+
 def _pretraining(benchmark: Benchmark) -> str:
     if benchmark.given is None:
-        return f"{benchmark.protocol.pretrain_iterations} of the pretraining"
+        protocol = benchmark.protocol
+        return f"{protocol.pretrain_iterations} of the pretraining (seed {protocol.pretrain_seed})"
     return f"all but the twin start from {benchmark.given.name} (SHA-256 {file_digest(benchmark.given)})"
 
 
@@ -207,6 +218,7 @@ def _counts(states: Mapping[Run, State]) -> dict[str, int]:
 def _remarks(found: Findings) -> Iterator[str]:
     lines = [f"- {run.name} failed: {record.reason}" for run, record in found.records.items() if record.reason]
     finished = {run: record for run, record in found.records.items() if found.states[run] == "finished"}
+    lines += readings(finished)
     lines += different_starts(finished)
     missing = {
         f"- seed {run.seed}, {run.labels}: no label of {', '.join(record.missing)}"

@@ -248,6 +248,7 @@ class Benchmark:
             missing=drawn.missing,
             seconds=seconds,
             iterations=protocol.iterations,
+            reads=after["outputs"].get("reads"),
         ).write(folder)
         (folder / TRACEBACK).unlink(missing_ok=True)  # of an earlier attempt
 

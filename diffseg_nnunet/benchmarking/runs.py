@@ -64,6 +64,7 @@ class RunRecord:
         missing: structures without any label in the budget.
         seconds: of training and test, where it was not interrupted; else None.
         iterations: of the training.
+        reads: what a probe reads, in words; None where the training was none of a probe.
         reason: why it failed.
     """
 
@@ -78,6 +79,7 @@ class RunRecord:
     missing: tuple[str, ...] = ()
     seconds: float | None = None
     iterations: int | None = None
+    reads: str | None = None
     reason: str | None = None
 
     def is_result_of(self, signature: str, inputs: str) -> bool:

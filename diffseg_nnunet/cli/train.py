@@ -60,8 +60,8 @@ def train(
         typer.Option(
             metavar="T,T,…|folded",
             help="Probes read the features of the pretrained network at these time steps of its diffusion, joined, or "
-            "of the network as it was folded. Not given: at 5, 15 and 25 % of its time steps; folded where it is no "
-            "pretraining of this plan.",
+            "of the network as it was folded. Not given: at 5, 15 and 25 % of its time steps; as it is where it is "
+            "no pretraining of ours, or adapted to the plan.",
             show_default=False,
         ),
     ] = None,
@@ -115,12 +115,6 @@ def train(
             check_choice("--transfer", transfer, ("all", "encoder"))
         check_choice("--precision", precision, ("auto", "float32", "bfloat16"))
         time_steps = None if probe_time_steps is None else _time_steps(probe_time_steps)
-        if time_steps == () and probe_clean is not None:
-            raise BadInputError(
-                "--probe-clean and --probe-noisy say how time steps are read, and with --probe-time-steps folded there "
-                "are none: the image is read clean.",
-                "Give time steps, or leave one of the options out.",
-            )
         chosen = parse_fold(fold)
         if labels is not None:
             from diffseg_nnunet.cli.labels import fold_of_budget

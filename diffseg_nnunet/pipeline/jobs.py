@@ -19,7 +19,7 @@ from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.pipeline.starting import FINAL, LATEST, is_planned_source, refuse_misfit, start
 from diffseg_nnunet.planning.section import predicted_gib
 from diffseg_nnunet.training import processes
-from diffseg_nnunet.training.settings import TrainingSettings
+from diffseg_nnunet.training.settings import ProbingSettings, TrainingSettings
 
 
 @dataclass(frozen=True)
@@ -184,4 +184,6 @@ def _outputs(job: Job, trainer: Any) -> dict[str, Any]:
         outputs["cases_seen"] = pool
     if job.weights is not None:
         outputs[job.origin] = str(job.weights)
+    if isinstance(job.settings, ProbingSettings):
+        outputs["reads"] = job.settings.probe.words
     return outputs

@@ -15,7 +15,7 @@ from diffseg_nnunet.pipeline.label_budgets import base_fold, budget_of
 from diffseg_nnunet.pipeline.preprocessing import preprocessing_inputs, require_preprocessed
 from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.pipeline.splits import check_fold, ensure_splits
-from diffseg_nnunet.pipeline.starting import Fold, find_pretrained, probed_time_steps
+from diffseg_nnunet.pipeline.starting import Fold, find_pretrained, probed
 from diffseg_nnunet.planning.section import STAGES, diffseg_section, stage_plan
 from diffseg_nnunet.training.checkpoint import file_digest
 from diffseg_nnunet.training.settings import PretrainingSettings, ProbingSettings, TrainingSettings
@@ -100,15 +100,16 @@ def train(
             f"{project.name} has no labels: there is nothing to train.",
             f"Pretrain on it with `diffseg pretrain {project.id}`, or add labels.",
         )
-    asked = training_settings(strategy, **settings)
+    check_fold(project, configuration, fold)
+    asked = chosen = training_settings(strategy, **settings)
     weights = None
     if strategy != "scratch":
         weights = pretrained or find_pretrained(project, configuration, base_fold(project, configuration, fold))
     elif pretrained is not None:
         raise BadInputError("--pretrained does not go with --strategy scratch.", "Leave one of them out.")
-    chosen = resolved(asked, strategy)
     if isinstance(asked, ProbingSettings):
-        chosen = replace(chosen, time_steps=probed_time_steps(project, configuration, asked, weights))
+        chosen = probed(project, configuration, asked, weights)
+    chosen = resolved(chosen, strategy)
     inputs = training_inputs(project, configuration, fold, strategy, chosen)
     if weights is not None:
         inputs["pretrained"] = file_digest(weights)
@@ -137,8 +138,8 @@ def training_settings(strategy: str, **settings: Any) -> TrainingSettings:
 
 
 def resolved(settings: TrainingSettings, strategy: str) -> TrainingSettings:
-    """The settings with the initial rate that a strategy takes, and the time steps that a probe reads of a pretraining
-    of this plan with 1000 of them: a result of another version's are others.
+    """The settings with the initial rate that a strategy takes and, unless it is known, what a probe reads of a
+    pretraining with the usual number of time steps: a result of another version's is another one.
 
     What is asked for is kept as it is, since with another optimizer, or from another network, it means other ones.
     """

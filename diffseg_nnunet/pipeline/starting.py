@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from diffseg_nnunet import registry
+from diffseg_nnunet.diffusion.gaussian import DiffusionSettings
 from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.inference.pretrained import load_pretrained, weights_at
 from diffseg_nnunet.pipeline.project import Project
@@ -83,23 +84,35 @@ def refuse_misfit(
         weights_at(load_pretrained(source, torch.device("cpu")), time_steps, str(source))
 
 
-def probed_time_steps(project: Project, configuration: str, settings: ProbingSettings, source: Path) -> tuple[int, ...]:
-    """The time steps at which a probe reads a checkpoint's network: those asked for, else those of our own pretraining
-    of this plan's network, none of another one.
+def probed(project: Project, configuration: str, settings: ProbingSettings, source: Path) -> ProbingSettings:
+    """The settings of a probe with what it reads of a checkpoint's network, where that was not given: our own
+    pretraining at some of its time steps, any other network as it is, and so one whose weights are adapted.
+
+    Whether the checkpoint fits is for :func:`refuse_misfit` to say.
 
     Raises:
-        BadInputError: the checkpoint cannot be read.
+        BadInputError: the checkpoint cannot be read, or how its time steps are read was asked for, and it has none.
     """
+    content = checkpoints.load_safely(source)
+    reason = None
     if settings.time_steps is not None:
-        return settings.time_steps
-    weights, timesteps = checkpoints.load_safely(source)["network_weights"], None
-    try:
-        timesteps = load_pretrained(source, torch.device("cpu")).settings.diffusion.timesteps
-        checkpoints.require_same_network(_planned_weights(project, configuration), weights, str(source))
-    except BadInputError as error:
-        project.reporter.info(f"the probe reads the network as it is, at no time step of a diffusion: {error.message}")
-        timesteps = None
-    return settings.reading(timesteps).time_steps or ()
+        reason = None if settings.time_steps else "--probe-time-steps folded was given"
+    elif "phases" not in content:
+        reason = f"{source} is no checkpoint of `diffseg pretrain`"
+    elif is_planned_source(project, checkpoints.file_digest(source)):
+        own = _planned_weights(project, configuration)
+        if checkpoints.differences(own, content["network_weights"]):
+            reason = f"the weights of {source} are adapted to this plan, and its norms at other time steps are not"
+    if reason is None:
+        there = content.get("settings", {}).get("diffusion", {}).get("timesteps", DiffusionSettings().timesteps)
+        return settings.reading(there)
+    if settings.noisy is not None:
+        raise BadInputError(
+            f"--probe-clean and --probe-noisy say how time steps are read, and none is: {reason}.",
+            "Leave the option out: the image is read clean.",
+        )
+    project.reporter.info(f"the probe reads the network as it is, at no time step of a diffusion: {reason}")
+    return settings.reading(None)
 
 
 def _planned_weights(project: Project, configuration_name: str) -> Mapping[str, Tensor]:

@@ -13,11 +13,11 @@ class ProbeSettings:
         time_steps: of the pretraining's diffusion; the features of all are joined. None given: the network as it is,
             conditioned on the time step that was folded in, reads the clean image.
         noisy: at each of `time_steps` the image is noised as far as in the pretraining, with one noise sample for all
-            images (Baranchuk et al., arXiv 2112.03126); False: it is read clean. Without time steps there is no noise.
+            images (Baranchuk et al., arXiv 2112.03126); else it is read clean. Without time steps there is no noise.
     """
 
     time_steps: tuple[int, ...] = ()
-    noisy: bool = True
+    noisy: bool = False
 
     def __post_init__(self) -> None:
         # a list where they come from JSON

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from diffseg_nnunet.coordinates.head import CoordinateSettings
 from diffseg_nnunet.diffusion.gaussian import DiffusionSettings
@@ -130,45 +130,45 @@ class ProbingSettings(TrainingSettings):
     Attributes:
         time_steps: of the pretraining's diffusion, at which the features are read (none: of the network as it was
             folded); None: those that suit what is started from, :meth:`reading`.
-        noisy: whether the image is noised as far as it was at each of them, or read clean.
+        noisy: whether the image is noised as far as it was at each of them, or read clean; None: as the strategy does.
         augment: patches from anywhere, augmented by nnU-Net's recipe; False: windows of the scans as they are, a
             quarter of a patch apart, so that the frozen features of each are computed once. Then prediction does not
             mirror either.
     """
 
+    usually_noisy: ClassVar[bool] = False
+
     time_steps: tuple[int, ...] | None = None
-    noisy: bool = False
+    noisy: bool | None = None
     augment: bool = False
 
     def __post_init__(self) -> None:
-        if self.time_steps is not None:
-            object.__setattr__(
-                self, "time_steps", self.probe.time_steps
-            )  # checked, and a list where it comes from JSON
+        checked = self.probe.time_steps  # a tuple, where it was a list in JSON
+        object.__setattr__(self, "time_steps", None if self.time_steps is None else checked)
 
     @property
     def probe(self) -> ProbeSettings:
-        """What is read; of the network as it was folded where it is not resolved yet."""
-        return ProbeSettings(self.time_steps or (), self.noisy)
+        """What is read; of the network as it was folded where the time steps are not resolved."""
+        return ProbeSettings(self.time_steps or (), self.usually_noisy if self.noisy is None else self.noisy)
 
     def reading(self, timesteps: int | None) -> ProbingSettings:
-        """The settings with time steps where none were given.
+        """The settings with all that is read, where it was not given.
 
         Args:
             timesteps: T of the diffusion of the network that is started from; None: it is none that can be read at a
                 time step.
         """
-        if self.time_steps is not None:
-            return self
         usual = [] if timesteps is None else [round(share * timesteps) for share in PROBED_SHARES]
-        return replace(self, time_steps=tuple(dict.fromkeys(usual)))  # each once, however few there are
+        # each once, however few there are
+        steps = tuple(dict.fromkeys(usual)) if self.time_steps is None else self.time_steps
+        return replace(self, time_steps=steps, noisy=bool(steps) and self.probe.noisy)
 
 
 @dataclass(frozen=True)
 class PixelEnsembleSettings(ProbingSettings):
     """Settings of the pixel ensemble, which reads noised images as Baranchuk et al. do (arXiv 2112.03126)."""
 
-    noisy: bool = True
+    usually_noisy: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import pytest
 from diffseg_nnunet.benchmarking.curves import LearningCurve
 from diffseg_nnunet.benchmarking.pictures import draw_budget_curve, draw_learning_curves
 from diffseg_nnunet.benchmarking.published import PUBLISHED
-from diffseg_nnunet.benchmarking.report import different_starts, seen_by_fold
+from diffseg_nnunet.benchmarking.report import different_starts, readings, seen_by_fold
 from diffseg_nnunet.benchmarking.results import Group, Outcome, group
 from diffseg_nnunet.benchmarking.runs import Run, RunRecord
 from diffseg_nnunet.benchmarking.tables import (
@@ -125,6 +125,16 @@ def test_different_pretrainings_of_one_table_are_told() -> None:
     assert list(different_starts(dict(zip(runs[:2], started[:2], strict=True)))) == []
     (line,) = different_starts(dict(zip(runs, started, strict=True)))
     assert "aaaaaaaaaaaa: seed0_fold0_2cases_finetune; bbbbbbbbbbbb: seed1_fold0_2cases_finetune" in line
+
+
+def test_what_probes_read_is_told() -> None:
+    clean, noised = "the clean image at 50", "the noised image at 50"
+    reads = {"scratch": None, "linear": clean, "nonlinear": clean, "pixel-ensemble": noised}
+    finished = {Run(name, "2cases", 0): RunRecord("finished", "", reads=words) for name, words in reads.items()}
+    assert list(readings(finished)) == [
+        f"- linear and nonlinear: what is read is {clean}",
+        f"- pixel-ensemble: what is read is {noised}",
+    ]
 
 
 def curve(epochs: int) -> LearningCurve:

@@ -27,7 +27,8 @@ from diffseg_nnunet.pipeline.adoption import read_source
 from diffseg_nnunet.pipeline.planning import PlanRequest, plan, require_planned
 from diffseg_nnunet.pipeline.preprocessing import preprocess
 from diffseg_nnunet.pipeline.project import Project
-from diffseg_nnunet.pipeline.stages import train
+from diffseg_nnunet.pipeline.stages import train, training_settings
+from diffseg_nnunet.pipeline.starting import probed
 from diffseg_nnunet.planning.hardware import MemoryBudget
 from diffseg_nnunet.trainers import DiffSegPretrainer, DiffSegTrainer
 from diffseg_nnunet.training.threads import single_threaded
@@ -282,6 +283,35 @@ def test_a_training_starts_from_the_checkpoint(workspace: Workspace, checkpoint_
     shares = plans["diffseg"]["source"]["shares"]["3d_fullres"]
     said = f"{shares['loaded']:.1%} loaded, {shares['adapted']:.1%} adapted, {shares['skipped']:.1%} skipped"
     assert said in project.reporter.lines[-1]
+
+
+def test_what_a_probe_reads_is_found_in_the_checkpoint(
+    workspace: Workspace, checkpoint_of: Callable[..., Path]
+) -> None:
+    """Our own pretraining at time steps; a stock network, or one whose weights are adapted, as it is."""
+    own, stock = checkpoint_of(), checkpoint_of(nnUNetTrainer)
+
+    def read(number: int, source: Path, **settings: Any) -> tuple[tuple[int, ...] | None, list[str]]:
+        project = Project.open(workspace, number, Lines())
+        chosen = probed(project, "3d_fullres", training_settings("pixel-ensemble", **settings), source)
+        assert chosen.noisy == bool(chosen.time_steps)
+        return chosen.time_steps, project.reporter.lines
+
+    planned(workspace, 1)
+    assert read(1, own) == ((50, 150, 250), [])
+    assert read(1, own, time_steps=(3,)) == ((3,), [])
+    planned(workspace, 3)
+    assert read(3, own) == ((50, 150, 250), []), "that it does not fit is said where it is started from"
+    steps, lines = read(1, stock)
+    assert (steps, len(lines)) == ((), 1)
+    assert "nnUNetTrainer_3d_fullres_plain.pth is no checkpoint of `diffseg pretrain`" in lines[0]
+    planned(workspace, 3, checkpoint=own)
+    steps, lines = read(3, own)
+    assert (steps, len(lines)) == ((), 1)
+    assert "are adapted to this plan" in lines[0]
+    for source, settings in ((stock, {}), (own, {"time_steps": ()}), (own, {})):
+        with pytest.raises(BadInputError, match="say how time steps are read, and none is"):
+            read(3, source, noisy=False, **settings)
 
 
 def test_the_trainer_adapts_the_weights(workspace: Workspace, checkpoint_of: Callable[..., Path]) -> None:

@@ -90,11 +90,15 @@ def test_a_network_without_time_steps_is_read_as_it_is(project: TinyProject) -> 
     stock = project.folder / "stock.pth"
     torch.save({"network_weights": content["network_weights"]}, stock)
     asked = train("linear", "--pretrained", stock)
-    found, again, refused = project.diffseg.in_one_process([asked, asked, (*asked, "--probe-time-steps", "50")])
+    lines = [asked, asked, (*asked, "--probe-time-steps", "50"), (*asked, "--probe-noisy")]
+    found, again, refused, noisy = project.diffseg.in_one_process(lines)
     assert "the probe reads the network as it is, at no time step of a diffusion: " in found.ok().out
     assert "the probe reads the clean image through the network as it is" in found.out
     assert "finished before, unchanged" in again.ok().out
     refused.refused("stock.pth is no checkpoint of this version's `diffseg pretrain`")
+    noisy.refused("say how time steps are read, and none is", "stock.pth is no checkpoint of `diffseg pretrain`")
+    outputs = project.stage("train/linear/3d_fullres/fold_0")["outputs"]
+    assert outputs["reads"] == "the clean image through the network as it is"
 
 
 def test_voters_predict_and_say_where_they_disagree(project: TinyProject) -> None:
@@ -132,10 +136,7 @@ def test_what_does_not_go_together(project: TinyProject) -> None:
         train("linear"): ("There is no pretrained network for fold 0", "diffseg pretrain 1 -c 3d_fullres -f 0"),
         train("finetune", "--probe-time-steps", "50"): ("--probe-time-steps does not go with --strategy finetune",),
         train("finetune", "--probe-clean"): ("--probe-clean or --probe-noisy does not go",),
-        train("linear", "--probe-clean", "--probe-time-steps", "folded"): (
-            "say how time steps are read",
-            "there are none",
-        ),
+        train("linear", "--probe-clean", "--probe-time-steps", "folded", *kept): ("how time steps are read", "folded"),
         train("linear", "--keep-coordinates", 1): ("--keep-coordinates does not go with --strategy linear",),
         train("linear", "--probe-time-steps", "50;60"): ("50;60 is no list of different time steps",),
         train("scratch", "--transfer", "encoder"): ("--transfer does not go with --strategy scratch",),

@@ -117,7 +117,7 @@ def test_features_at_time_steps_are_the_conditioned_networks(residual: bool, dim
 
 def test_state_is_a_stock_networks_and_the_heads() -> None:
     network = unet(deep_supervision=True)
-    state = probed(network, ProbeSettings(STEPS)).state_dict()
+    state = probed(network, ProbeSettings(STEPS, noisy=True)).state_dict()
     own = network.state_dict()
     assert own.keys() <= state.keys()
     assert all(state[key] is own[key] or torch.equal(state[key], own[key]) for key in own)
@@ -126,7 +126,7 @@ def test_state_is_a_stock_networks_and_the_heads() -> None:
     stock.load_state_dict({key: state[key] for key in own}, strict=True)
 
 
-@pytest.mark.parametrize("settings", [ProbeSettings(), ProbeSettings(STEPS), ProbeSettings((7,), noisy=False)])
+@pytest.mark.parametrize("settings", [ProbeSettings(), ProbeSettings(STEPS, noisy=True), ProbeSettings((7,))])
 @torch.no_grad()
 def test_loading_restores_the_settings(settings: ProbeSettings, tmp_path) -> None:
     saved, x = probed(unet(residual=True), settings), image()

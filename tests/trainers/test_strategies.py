@@ -41,6 +41,7 @@ NewTrainer = Callable[..., Any]
 Weights = dict[str, torch.Tensor]
 FROZEN = (DiffSegTrainerDecoder, DiffSegTrainerLinear, DiffSegTrainerNonlinear, DiffSegTrainerPixelEnsemble)
 STEPS = (50, 400)
+NOISED = {"time_steps": STEPS, "noisy": True}
 every_frozen = pytest.mark.parametrize("trainer_class", FROZEN)
 one_epoch = {"iterations": 2, "optimizer": "adamw", "precision": "float32"}
 
@@ -155,7 +156,7 @@ def test_strategies_learn_from_the_twins_batches(started: NewTrainer, trainer_cl
 
 @pytest.mark.parametrize(
     ("trainer_class", "settings"),
-    [(DiffSegTrainerLinear, {}), (DiffSegTrainerNonlinear, {"time_steps": STEPS, "noisy": True})],
+    [(DiffSegTrainerLinear, {}), (DiffSegTrainerNonlinear, NOISED)],
 )
 def test_features_are_computed_once_where_nothing_augments(
     started: NewTrainer, trainer_class: type, settings: dict
@@ -187,8 +188,8 @@ def test_features_are_computed_once_where_nothing_augments(
     [
         (DiffSegTrainerDecoder, {}),
         (DiffSegTrainerLinear, {}),
-        (DiffSegTrainerNonlinear, {"time_steps": STEPS, "noisy": True}),
-        (DiffSegTrainerPixelEnsemble, {}),
+        (DiffSegTrainerNonlinear, NOISED),
+        (DiffSegTrainerPixelEnsemble, NOISED),
     ],
 )
 @pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
@@ -219,9 +220,12 @@ def test_the_predictor_restores_the_model(
         assert torch.equal(stock.eval()(patch), expected)
 
 
+@pytest.mark.parametrize("noisy", [True, False])
 @torch.no_grad()
-def test_time_steps_are_those_of_the_pretraining(started: NewTrainer, pretrained: Callable, new_trainer) -> None:
-    trainer = started(DiffSegTrainerLinear, "2d", time_steps=STEPS, noisy=True)
+def test_time_steps_are_those_of_the_pretraining(
+    started: NewTrainer, pretrained: Callable, new_trainer: NewTrainer, noisy: bool
+) -> None:
+    trainer = started(DiffSegTrainerLinear, "2d", time_steps=STEPS, noisy=noisy)
     model = load_pretrained(pretrained(new_trainer, "2d"), torch.device("cpu"))
     denoiser, probed = model.assembly.denoiser, trainer.network
     patch = torch.randn((2, 1, *model.patch_size), generator=torch.Generator().manual_seed(0))
@@ -230,11 +234,12 @@ def test_time_steps_are_those_of_the_pretraining(started: NewTrainer, pretrained
     handle = bottleneck.register_forward_hook(lambda *arguments: expected.append(arguments[2]))
     for step in STEPS:
         t = torch.full((2,), step)
-        denoiser(denoiser.diffusion.add_noise(patch, probed.time_steps.noise.expand_as(patch), t), t)
+        read = denoiser.diffusion.add_noise(patch, probed.time_steps.noise.expand_as(patch), t) if noisy else patch
+        denoiser(read, t)
     handle.remove()
     torch.testing.assert_close(probed.features(patch)[0], torch.cat(expected, 1), rtol=1e-4, atol=1e-4)
     # stored with the model, and found when it is gone on from
-    other = new_trainer(DiffSegTrainerLinear, "2d", **one_epoch, time_steps=STEPS, noisy=True)
+    other = new_trainer(DiffSegTrainerLinear, "2d", **one_epoch, time_steps=STEPS, noisy=noisy)
     trainer.on_train_start()
     trainer.save_checkpoint(str(trainer.latest_checkpoint))
     other.initialize()

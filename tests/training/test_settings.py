@@ -82,7 +82,8 @@ def test_what_a_probe_reads_is_scaled_to_the_diffusion_unless_it_was_asked_for()
         assert asked.time_steps is None, "with another network it means others"
         assert resolved(asked, strategy).probe == ProbeSettings((50, 150, 250), noisy)
         assert asked.reading(100).probe == ProbeSettings((5, 15, 25), noisy)
-        assert asked.reading(None).probe.time_steps == ()
+        assert asked.reading(None).probe == ProbeSettings(), "read clean, so that no option means nothing"
+        assert asked.reading(None).noisy is False
         assert asked.reading(2).probe.time_steps == (0,), "each once"
         for given in ((), (400,)):
             assert training_settings(strategy, time_steps=given).reading(100).time_steps == given

@@ -32,10 +32,10 @@ from diffseg_nnunet.raw_dataset import Case
 from diffseg_nnunet.training.checkpoint import file_digest
 
 VARIANTS = {
-    "frozen": (),
+    "frozen": ("--segmentor", "frozen"),
     "alternate": ("--segmentor", "alternate"),
-    "binary": ("--binary",),
-    "binary_alternate": ("--binary", "--segmentor", "alternate"),
+    "binary": ("--segmentor", "frozen", "--binary"),
+    "binary_alternate": ("--segmentor", "alternate", "--binary"),
 }
 WORDS = {
     "frozen": "frozen, full precision",

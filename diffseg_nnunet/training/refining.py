@@ -29,7 +29,8 @@ class RefinementSettings(TrainingSettings):
     Attributes:
         iterations: 40,000 [code].
         initial_lr: of the refiner [default; the code's 1e-4 is for a network four times as wide].
-        segmentor: "frozen" keeps it bit for bit; "alternate" trains it in turn with the refiner.
+        segmentor: "alternate" trains it in turn with the refiner, as the paper does, and did no harm on training scans
+            (benchmarks/RESULTS.md, "Refinement"); "frozen" keeps it bit for bit.
         segmentor_lr: initial rate of the segmentor where it learns [code].
         segmentor_weight: of the diffusion loss beside the segmentor's own [default].
         weight_decay: of both [code].
@@ -52,7 +53,7 @@ class RefinementSettings(TrainingSettings):
     iterations: int = 40_000
     optimizer: OptimizerName = "adamw"
     initial_lr: float | None = 1e-3
-    segmentor: SegmentorMode = "frozen"
+    segmentor: SegmentorMode = "alternate"
     segmentor_lr: float = 1e-4
     segmentor_weight: float = SEGMENTOR_WEIGHT
     weight_decay: float = 0.0

@@ -20,14 +20,15 @@ pytestmark = pytest.mark.pipeline
 
 LABELS = ("lungs", "left_kidney", "right_kidney")
 QUICK = ("--iterations", 6, "--steps", 2, "--width", 8, "--samples", 2, "--seed", 7)
+FROZEN = ("--segmentor", "frozen")
 REFINER = "DiffSegRefinerTrainer"
 
 
 @pytest.fixture(scope="module")
 def refined(trained: TinyProject, tmp_path_factory: pytest.TempPathFactory) -> TinyProject:
-    """Fold 0, with a refiner. Not changed but by predictions elsewhere."""
+    """Fold 0, with a refiner of its segmentor as it is. Not changed but by predictions elsewhere."""
     project = trained.copy(tmp_path_factory.mktemp("refined"))
-    project.diffseg("refine", 1, *QUICK).ok()
+    project.diffseg("refine", 1, *QUICK, *FROZEN).ok()
     return project
 
 
@@ -52,10 +53,28 @@ def test_a_fold_is_refined_once(refined: TinyProject) -> None:
     assert stage["settings"]["width"] == 8
     assert len(list((folder / "validation").glob("*.nii.gz"))) == len(refined.splits()[0]["val"])
     before = (folder / "checkpoint_final.pth").stat().st_mtime_ns
-    again = refined.diffseg("refine", 1, *QUICK).ok()
+    again = refined.diffseg("refine", 1, *QUICK, *FROZEN).ok()
     assert "refine/3d_fullres/fold_0: finished before, unchanged" in again.out
     assert "mean DSC of the segmentor" in again.out
     assert (folder / "checkpoint_final.pth").stat().st_mtime_ns == before
+
+
+def test_by_default_the_segmentor_learns_in_turn(trained: TinyProject, tmp_path: Path) -> None:
+    """A copy of it: the fold it was trained in stays as it is, and is what predicts without --refine."""
+    project = trained.copy(tmp_path / "project")
+    own = project.trained() / "checkpoint_final.pth"
+    before = own.read_bytes()
+    predict = ("predict", "-d", 1, "-i", project.test_images, "--no-mirroring", "-o")
+    for run in project.diffseg.in_one_process(
+        [("refine", 1, *QUICK), (*predict, tmp_path / "plain"), (*predict, tmp_path / "refined", "--refine")]
+    ):
+        run.ok()
+    assert own.read_bytes() == before
+    assert project.stage("refine/3d_fullres/fold_0")["settings"]["segmentor"] == "alternate"
+    refined = load_safely(project.model(REFINER) / "fold_0" / "checkpoint_final.pth")["network_weights"]
+    weights = load_safely(own)["network_weights"]
+    assert any((refined[key] != tensor).any() for key, tensor in weights.items())
+    assert labels_in(tmp_path / "plain").keys() == labels_in(tmp_path / "refined").keys()
 
 
 def test_refined_predictions(refined: TinyProject, tmp_path: Path) -> None:
@@ -141,7 +160,7 @@ def test_what_does_not_go_together(refined: TinyProject, tmp_path: Path) -> None
 
 
 def test_what_cannot_be_refined(project: TinyProject) -> None:
-    refine = ("refine", 1, *QUICK)
+    refine = ("refine", 1, *QUICK, *FROZEN)
     plans_path = project.preprocessed / "DiffSegPlans.json"
     plans = json.loads(plans_path.read_text())
     plans["diffseg"]["memory"]["budget_gib"] = 0.5  # the CUDA context's alone

@@ -1,14 +1,14 @@
 """What the refiner (HiDiff, arXiv 2407.03548) is worth: segmentations before and after, paired, and what it costs.
 
 Usage: python benchmarks/refinement.py WORKSPACE [--data-set abdomen] [--budgets 2cases 14cases] [--seeds 0 1 2]
-           [--variants frozen alternate binary binary_alternate] [--iterations 200] [--no-report]
+           [--variants frozen alternate binary binary_alternate] [--iterations 200] [--measured] [--no-report]
 
 WORKSPACE is few_labels.py's (few_labels_hippocampus.py's with `--data-set hippocampus`), and the segmentors are those
 that it fine-tuned. Each is refined in every variant, with results of its own. The cases that the segmentors were tested
 on are tested on; what is to be chosen is told by the training cases that a budget left unlabelled, whose labels neither
 the segmentor nor the refiner has seen. What is done is not done twice, and several processes may share the work, each
 with other budgets, seeds or variants and `--no-report`; the last call, with all of them, measures time and memory,
-which wants a machine that is otherwise idle, and reports.
+which wants a machine that is otherwise idle, and reports; with `--measured`, on what there is.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from refinement_runs import ALONE, SOURCES, TEST, TUNING, VARIANTS, WORDS, Refin
 from refinement_tables import Setting, calibration_table, said_of_default, score_table, structure_table
 from results import write_section
 
+from diffseg_nnunet.training.refining import RefinementSettings
 from diffseg_nnunet.workspace import Workspace
 
 
@@ -38,6 +39,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=4, help="averaged")
     parser.add_argument("--sampling-steps", type=int, default=2, help="of the reverse process, trained with 10")
     parser.add_argument("--tuning-scans", type=int, default=6, help="of each segmentor that has any, the first")
+    parser.add_argument("--measured", action="store_true", help="report what is measured, and leave out all else")
     parser.add_argument("--no-report", action="store_true")
     options = parser.parse_args()
     options.source = source = SOURCES[options.data_set]
@@ -45,6 +47,8 @@ def main() -> None:
     Workspace.locate(options.workspace.resolve()).activate()
     segmentors = find_segmentors(options)
     refinements = [Refinement(each, variant, options) for each in segmentors for variant in options.variants]
+    if options.measured:
+        refinements = [each for each in refinements if each.is_measured]
     for refinement in refinements:
         for part in refinement.parts:
             plain(refinement.segmentor, part)
@@ -53,22 +57,24 @@ def main() -> None:
         write_section(source.section, _report(options, refinements))
 
 
-def _settings(refinements: Sequence[Refinement], part: str) -> list[Setting]:
-    """The rows of a table: budget by budget, variant by variant, each over all seeds."""
+def _settings(options: argparse.Namespace, refinements: Sequence[Refinement], part: str) -> list[Setting]:
+    """The rows of a table: budget by budget, variant by variant, each over its seeds."""
     rows = []
     for labels, variant in dict.fromkeys((each.segmentor.labels, each.variant) for each in refinements):
         own = [each for each in refinements if (each.segmentor.labels, each.variant) == (labels, variant)]
         own = [each for each in own if part in each.parts]
         if own:
             before = tuple(plain(each.segmentor, part) for each in own)
-            words = WORDS[variant] + (": its segmentor alone" if part == ALONE else "")
+            seeds = [each.segmentor.seed for each in own]
+            fewer = "" if seeds == list(options.seeds) else f" (seeds {', '.join(map(str, seeds))})"
+            words = WORDS[variant] + (": its segmentor alone" if part == ALONE else "") + fewer
             rows.append(Setting(labels, words, before, tuple(each.measure(part) for each in own)))
     return rows
 
 
 def _report(options: argparse.Namespace, refinements: Sequence[Refinement]) -> str:
     source: Source = options.source
-    tuning, test, alone = (_settings(refinements, part) for part in (TUNING, TEST, ALONE))
+    tuning, test, alone = (_settings(options, refinements, part) for part in (TUNING, TEST, ALONE))
     untuned = sorted({each.segmentor.labels for each in refinements if not each.segmentor.tuning})
     none_left = f" With {' and '.join(untuned)} no training scan is left to choose by." if untuned else ""
     chosen = f"{score_table(tuning)}\n\n{said_of_default(tuning)}{none_left}" if tuning else none_left.strip()
@@ -89,7 +95,7 @@ correction over the rows. What one side does not define (the HD95 of a structure
 ### Training scans without labels: what is to be chosen
 
 Scans that may be trained and tuned on, and whose labels the segmentor and its refiner have not seen: \
-{options.tuning_scans} for each seed. The command's default is frozen, full precision.
+{options.tuning_scans} for each seed. The command's default is {WORDS[RefinementSettings().segmentor]}.
 
 {chosen}
 

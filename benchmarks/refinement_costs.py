@@ -113,7 +113,7 @@ def bytes_table(refinements: Sequence[Refinement], tests: Sequence[Setting]) -> 
         dsc = [
             f"{setting.labels} {setting.evaluations()[1].overall.dsc.mean:.3f}"
             for setting in tests
-            if setting.refiner == WORDS[variant]
+            if setting.refiner.startswith(WORDS[variant])
         ]
         weights = (f"{full // 4:,}", f"{bits:,}", f"{stored / 1e6:.2f}", f"{full / 1e6:.2f}")
         rows.append((WORDS[variant], *weights, ", ".join(dsc)))

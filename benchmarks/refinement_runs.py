@@ -197,6 +197,11 @@ class Refinement:
         parts = [TEST, *([TUNING] if self.segmentor.tuning else [])]
         return [*parts, *([ALONE] if self.variant.endswith("alternate") else [])]
 
+    @property
+    def is_measured(self) -> bool:
+        """Whether nothing of it is left to do."""
+        return all((_folder(self.segmentor, part, self.run) / _DONE).is_file() for part in self.parts)
+
     def measure(self, part: str) -> Scored:
         """The refined test or tuning scans; or, ALONE, the test scans by the segmentor that learnt with the refiner."""
         return _measured(self.segmentor, part, self.run, lambda folder: self._predict(part, folder))
@@ -272,14 +277,19 @@ def _predicted(predictor: Any, cases: Sequence[Case], folder: Path) -> Path:
     return folder
 
 
+def _folder(segmentor: Segmentor, part: str, run: str) -> Path:
+    """Of what is measured."""
+    name = f"{part}_{len(segmentor.cases(part))}"  # so many tuning scans were asked for
+    return segmentor.workspace / "benchmarks" / "refinement" / run / name
+
+
 def _measured(segmentor: Segmentor, part: str, run: str, predict: Callable[[Path], Path]) -> Scored:
     """Scores and calibration of predictions, once; probabilities are removed, a hundred megabytes a case.
 
     Args:
         predict: makes them, with probabilities, in the folder it is given or another, and returns which.
     """
-    name = f"{part}_{len(segmentor.cases(part))}"  # so many tuning scans were asked for
-    folder = segmentor.workspace / "benchmarks" / "refinement" / run / name
+    folder = _folder(segmentor, part, run)
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not (folder / _DONE).is_file():

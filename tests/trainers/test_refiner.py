@@ -76,7 +76,7 @@ def learnt(trainer: DiffSegRefinerTrainer) -> Weights:
 def test_a_frozen_segmentor_stays_the_same_bit_for_bit(
     new_refiner: NewTrainer, segmentor: Weights, binary: bool
 ) -> None:
-    trainer = new_refiner(binary=binary)
+    trainer = new_refiner(segmentor="frozen", binary=binary)
     before = copies(trainer.refiner)
     trainer.run_training()
     assert not changed(segmentor, trainer.network)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from diffseg_nnunet.planning.nnunet_rules import LEAST_BATCH
 
 BAND = 1.08
-"""Ratio of the voxels of neighbouring bands: where none is empty, at most BAND² of the budget's voxels are given away."""
+"""Ratio of the voxels of neighbouring bands: where none is empty, at most BAND² of the budget is given away."""
 MOST_UNBALANCED = 1.5
 _MOST_OF_A_SMALLER_PATCH = 6  # patches in a batch while the largest patch does not fit: enough to fill every band
 _ABOUT_AS_LARGE = 0.85  # as the planned patch: only such ones come in more than the smallest batch in pretraining

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from diffseg_nnunet import registry
-from diffseg_nnunet.diffusion.gaussian import DiffusionSettings
 from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.inference.pretrained import load_pretrained, weights_at
 from diffseg_nnunet.pipeline.project import Project
@@ -91,7 +90,7 @@ def probed(project: Project, configuration: str, settings: ProbingSettings, sour
     Whether the checkpoint fits is for :func:`refuse_misfit` to say.
 
     Raises:
-        BadInputError: the checkpoint cannot be read, or how its time steps are read was asked for, and it has none.
+        BadInputError: the checkpoint is damaged, or how time steps are read was asked for, and none is.
     """
     content = checkpoints.load_safely(source)
     reason = None
@@ -104,8 +103,9 @@ def probed(project: Project, configuration: str, settings: ProbingSettings, sour
         if checkpoints.differences(own, content["network_weights"]):
             reason = f"the weights of {source} are adapted to this plan, and its norms at other time steps are not"
     if reason is None:
-        there = content.get("settings", {}).get("diffusion", {}).get("timesteps", DiffusionSettings().timesteps)
-        return settings.reading(there)
+        if settings.time_steps is None:
+            return settings.reading(load_pretrained(source, torch.device("cpu")).settings.diffusion.timesteps)
+        return settings.reading(None)
     if settings.noisy is not None:
         raise BadInputError(
             f"--probe-clean and --probe-noisy say how time steps are read, and none is: {reason}.",

@@ -29,7 +29,7 @@ class RefinementSettings(TrainingSettings):
     Attributes:
         iterations: 40,000 [code].
         initial_lr: of the refiner [default; the code's 1e-4 is for a network four times as wide].
-        segmentor: "alternate" trains it in turn with the refiner, as the paper does, and did no harm on training scans
+        segmentor: "alternate" trains it in turn with the refiner, as the paper does, and did no harm on training CTs
             (benchmarks/RESULTS.md, "Refinement"); "frozen" keeps it bit for bit.
         segmentor_lr: initial rate of the segmentor where it learns [code].
         segmentor_weight: of the diffusion loss beside the segmentor's own [default].

@@ -28,7 +28,7 @@ from diffseg_nnunet.planning.hardware import (
 )
 from diffseg_nnunet.planning.section import diffseg_section
 from diffseg_nnunet.training import processes
-from diffseg_nnunet.training.precision import autocast, choose_dtype, uncompared_dtype
+from diffseg_nnunet.training.precision import autocast, choose_dtype, prefer_channels_last, uncompared_dtype
 from diffseg_nnunet.training.seeding import seed_everything
 from diffseg_nnunet.training.settings import TrainingSettings
 
@@ -231,6 +231,7 @@ class DiffSegTrainerBase(nnUNetTrainer):
             self._autocast_dtype, reason = self._certain_dtype() or self._choose_dtype(self._precision_sample)
             self._precision_sample = None
             self.print_to_log_file(f"precision: {reason}")
+            prefer_channels_last(self.network, self.device, self._autocast_dtype)
 
     def _certain_dtype(self) -> tuple[torch.dtype | None, str] | None:
         """Autocast dtype on the CPU and the reason, where no comparison is needed."""

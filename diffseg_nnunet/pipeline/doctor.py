@@ -143,10 +143,11 @@ def _cpu_bf16() -> Check:
     if instructions is None:
         return Check("CPU bf16", "ok", "cannot be told on this system")
     if instructions:
-        return Check("CPU bf16", "ok", ", ".join(instructions))
+        slow = "" if hardware.cpu_gains_by_bf16() else ", no faster than float32 on this CPU, which is taken"
+        return Check("CPU bf16", "ok", f"{', '.join(instructions)}{slow}")
     if hardware.no_gpu_reason() is None:
         return Check("CPU bf16", "ok", "none; not needed beside a GPU")
-    mend = "A CPU with avx512_bf16 or amx_bf16 takes about half the time for each step."
+    mend = "A CPU with amx_bf16, or AMD's with avx512_bf16, takes about half the time for each step."
     return Check("CPU bf16", "warning", "this CPU has no bfloat16 instructions", mend)
 
 

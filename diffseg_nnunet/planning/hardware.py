@@ -171,6 +171,18 @@ def cpu_bf16_instructions(cpuinfo: Path = Path("/proc/cpuinfo")) -> list[str] | 
     return [flag for flag in _BF16_FLAGS if flag in line[1].split()] if line else None
 
 
+def cpu_gains_by_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether convolutions take less time in bfloat16 than in float32 on this CPU.
+
+    By its flags and maker, not by a measurement, which would differ from run to run. Intel's vector instructions for
+    bfloat16 are slower than its float32 (benchmarks/RESULTS.md, "Floating-point formats on a CPU"); its AMX is not.
+    """
+    instructions = cpu_bf16_instructions(cpuinfo) or []
+    if instructions == ["avx512_bf16"]:
+        return re.search(r"^vendor_id\s*:\s*GenuineIntel\s*$", cpuinfo.read_text(), flags=re.MULTILINE) is None
+    return bool(instructions)
+
+
 def visible_gpus() -> list[Gpu]:
     """The GPUs torch can use, in its order, with what others use of them counted; empty without any.
 

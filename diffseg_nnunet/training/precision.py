@@ -1,7 +1,8 @@
 """Which floating-point format a forward pass runs in.
 
-nnU-Net autocasts on CUDA only. CPUs with bfloat16 instructions train about twice as fast under bfloat16 autocast, so
-that is our default there, after one comparison with float32 on the network at hand.
+nnU-Net autocasts on CUDA only. CPUs with fast bfloat16 instructions train about twice as fast under bfloat16 autocast,
+so that is our default there, after one comparison with float32 on the network at hand. Elsewhere a CPU computes in
+float32, and 3D networks with the channels as the innermost axis: oneDNN's convolutions of few channels are faster so.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from diffseg_nnunet.planning.hardware import cpu_bf16_instructions
+from diffseg_nnunet.planning.hardware import cpu_bf16_instructions, cpu_gains_by_bf16
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -54,8 +55,9 @@ def uncompared_dtype(requested: Precision) -> tuple[None, str] | None:
     """What :func:`choose_dtype` gives where it need not look at a network; None where it must."""
     if requested == "float32":
         return None, "float32: requested"
-    if requested == "auto" and not cpu_bf16_instructions():
-        return None, "float32: the CPU has no bfloat16 instructions"
+    if requested == "auto" and not cpu_gains_by_bf16():
+        slow = "the CPU's bfloat16 instructions are no faster"
+        return None, f"float32: {slow if cpu_bf16_instructions() else 'the CPU has no bfloat16 instructions'}"
     return None
 
 
@@ -67,3 +69,12 @@ def choose_dtype(requested: Precision, network: nn.Module, sample: Tensor) -> tu
     if requested == "auto" and not difference <= MAX_RELATIVE_DIFFERENCE:
         return None, f"float32: bfloat16 differs by {difference:.3f} of the output's spread"
     return torch.bfloat16, f"bfloat16 autocast: differs from float32 by {difference:.4f} of the output's spread"
+
+
+def prefer_channels_last(network: nn.Module, device: torch.device, dtype: torch.dtype | None) -> None:
+    """Lay the weights of a 3D network out as suits float32 on the CPU, in place; nothing on other devices or in dtypes.
+
+    Names, shapes and values of the weights stay; sums may differ by rounding.
+    """
+    if device.type == "cpu" and dtype is None and any(isinstance(module, nn.Conv3d) for module in network.modules()):
+        network.to(memory_format=torch.channels_last_3d)

@@ -153,8 +153,25 @@ def test_bf16_instructions(tmp_path: Path, text: str, expected: list[str] | None
     assert hardware.cpu_bf16_instructions(tmp_path / "cpuinfo") == expected
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("vendor_id\t: GenuineIntel\nflags\t\t: fpu avx512f avx512_bf16\n", False),
+        ("vendor_id\t: GenuineIntel\nflags\t\t: fpu avx512_bf16 amx_bf16\n", True),
+        ("vendor_id\t: AuthenticAMD\nflags\t\t: fpu avx512_bf16\n", True),
+        ("vendor_id\t: AuthenticAMD\nflags\t\t: fpu avx2\n", False),
+        ("Features\t: fp asimd bf16 i8mm", True),
+        ("model : unknown", False),
+    ],
+)
+def test_which_cpus_gain_by_bf16(tmp_path: Path, text: str, expected: bool) -> None:
+    write(tmp_path, {"cpuinfo": text})
+    assert hardware.cpu_gains_by_bf16(tmp_path / "cpuinfo") is expected
+
+
 def test_bf16_instructions_where_there_is_no_cpuinfo(tmp_path: Path) -> None:
     assert hardware.cpu_bf16_instructions(tmp_path / "cpuinfo") is None
+    assert not hardware.cpu_gains_by_bf16(tmp_path / "cpuinfo")
 
 
 @pytest.mark.parametrize(

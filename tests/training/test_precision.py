@@ -7,11 +7,12 @@ import torch
 from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from torch import Tensor, nn
 
-from diffseg_nnunet.planning.hardware import cpu_bf16_instructions
+from diffseg_nnunet.planning.hardware import cpu_bf16_instructions, cpu_gains_by_bf16
 from diffseg_nnunet.training.precision import (
     MAX_RELATIVE_DIFFERENCE,
     autocast,
     choose_dtype,
+    prefer_channels_last,
     relative_difference,
     uncompared_dtype,
 )
@@ -64,15 +65,15 @@ def test_relative_difference_is_the_rms_over_the_spread() -> None:
 
 def test_auto_on_this_cpu() -> None:
     dtype, reason = choose_dtype("auto", unet(), SAMPLE)
-    if cpu_bf16_instructions():
+    if cpu_gains_by_bf16():
         assert dtype == torch.bfloat16
         assert "bfloat16 autocast" in reason
     else:
         assert dtype is None
-        assert "no bfloat16 instructions" in reason
+        assert ("are no faster" if cpu_bf16_instructions() else "no bfloat16 instructions") in reason
 
 
-@pytest.mark.skipif(not cpu_bf16_instructions(), reason="the CPU has no bfloat16 instructions")
+@pytest.mark.skipif(not cpu_gains_by_bf16(), reason="the CPU has no fast bfloat16 instructions")
 @pytest.mark.parametrize("network", [Cancelling(), NotANumber()])
 def test_auto_falls_back_where_the_network_does_not_bear_it(network: nn.Module) -> None:
     dtype, reason = choose_dtype("auto", network, SAMPLE)
@@ -83,7 +84,7 @@ def test_auto_falls_back_where_the_network_does_not_bear_it(network: nn.Module) 
 def test_what_needs_no_comparison() -> None:
     assert uncompared_dtype("float32") == (None, "float32: requested")
     assert uncompared_dtype("bfloat16") is None  # the difference is told
-    assert (uncompared_dtype("auto") is None) is bool(cpu_bf16_instructions())
+    assert (uncompared_dtype("auto") is None) is cpu_gains_by_bf16()
 
 
 def test_what_is_requested_is_taken() -> None:
@@ -97,3 +98,18 @@ def test_autocast() -> None:
         assert layer(SAMPLE).dtype == torch.bfloat16
     with autocast(cpu, None):
         assert layer(SAMPLE).dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_only_float32_networks_in_3d_are_laid_out_anew(dtype: torch.dtype | None) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv3d(2, 4, 3), nn.InstanceNorm3d(4, affine=True), nn.Conv3d(4, 3, 1))
+    image = torch.randn(2, 2, 6, 6, 6)
+    before, parameters = network(image), list(network.parameters())
+    prefer_channels_last(network, torch.device("cpu"), dtype)
+    assert network[0].weight.is_contiguous(memory_format=torch.channels_last_3d) is (dtype is None)
+    assert all(old is new for old, new in zip(parameters, network.parameters(), strict=True))  # optimisers keep them
+    torch.testing.assert_close(network(image), before)
+    flat = unet()
+    prefer_channels_last(flat, torch.device("cpu"), None)
+    assert all(weight.is_contiguous() for weight in flat.parameters())

@@ -31,16 +31,11 @@ from results import cached, table, write_section
 
 from diffseg_nnunet import registry
 from diffseg_nnunet.errors import StageFailedError
-from diffseg_nnunet.pipeline.measuring import STEPS, WARM_UP, Order, run_order
+from diffseg_nnunet.pipeline.measured_steps import STEPS, WARM_UP, Order
+from diffseg_nnunet.pipeline.measuring import run_order
 from diffseg_nnunet.pipeline.project import Project
-from diffseg_nnunet.planning.hardware import (
-    Gpu,
-    MemoryBudget,
-    no_gpu_reason,
-    only_gpu,
-    usable_cores,
-    visible_gpus,
-)
+from diffseg_nnunet.planning.gpus import Gpu, MemoryBudget, no_gpu_reason, only_gpu, visible_gpus
+from diffseg_nnunet.planning.hardware import usable_cores
 from diffseg_nnunet.planning.section import STAGES, stage_plan
 from diffseg_nnunet.workspace import Workspace, dataset_folder_name
 

@@ -18,7 +18,7 @@ import torch
 from results import diffseg, table, write_section
 
 from diffseg_nnunet import registry
-from diffseg_nnunet.pipeline.measuring import TRAINERS
+from diffseg_nnunet.pipeline.measured_steps import TRAINERS
 from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.planning.section import STAGES, stage_plan
 from diffseg_nnunet.workspace import Workspace

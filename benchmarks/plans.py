@@ -25,7 +25,7 @@ from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_en
 from results import cached, table, write_section
 
 from diffseg_nnunet.planners import DiffSegPlainPlanner, DiffSegPlanner
-from diffseg_nnunet.planning.hardware import MemoryBudget
+from diffseg_nnunet.planning.gpus import MemoryBudget
 from diffseg_nnunet.planning.search import Choice
 
 CONFIGURATION = "3d_fullres"

@@ -14,7 +14,8 @@ from typing import Any
 
 from diffseg_nnunet.atomic import write_json, write_text
 from diffseg_nnunet.evaluation.statistics import mean_with_interval
-from diffseg_nnunet.planning.hardware import memory_limit_gib, usable_cores, visible_gpus
+from diffseg_nnunet.planning.gpus import visible_gpus
+from diffseg_nnunet.planning.hardware import memory_limit_gib, usable_cores
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 HEADER = "# Results\n\nEach section is written by the script it names; run the script to renew it.\n"

@@ -25,7 +25,7 @@ from diffseg_nnunet.coordinates.head import CoordinateSettings
 from diffseg_nnunet.diffusion.gaussian import DiffusionSettings
 from diffseg_nnunet.planning.adoption import Source
 from diffseg_nnunet.planning.fingerprint import check_fingerprint
-from diffseg_nnunet.planning.hardware import MemoryBudget
+from diffseg_nnunet.planning.gpus import MemoryBudget
 from diffseg_nnunet.planning.mirroring import MirrorDecision, decide_mirroring, to_2d
 from diffseg_nnunet.planning.section import PLANS_NAME, SECTION, STANDARD_CONFIGURATIONS
 from diffseg_nnunet.raw_dataset import RawDataset

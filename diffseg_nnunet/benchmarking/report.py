@@ -32,7 +32,8 @@ from diffseg_nnunet.budgets.budget import LabelBudget
 from diffseg_nnunet.evaluation.report import read_report
 from diffseg_nnunet.pipeline.manifest import versions
 from diffseg_nnunet.pipeline.project import Project
-from diffseg_nnunet.planning.hardware import memory_limit_gib, usable_cores, visible_gpus
+from diffseg_nnunet.planning.gpus import visible_gpus
+from diffseg_nnunet.planning.hardware import memory_limit_gib, usable_cores
 from diffseg_nnunet.training.checkpoint import file_digest
 from diffseg_nnunet.training.settings import TrainingSettings
 from diffseg_nnunet.verification import listed

@@ -30,7 +30,7 @@ from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.pipeline.records import read_record
 from diffseg_nnunet.pipeline.starting import is_planned_source, refuse_misfit
 from diffseg_nnunet.pipeline.verifying import is_verified, verify
-from diffseg_nnunet.planning.hardware import resolve_device
+from diffseg_nnunet.planning.gpus import resolve_device
 from diffseg_nnunet.planning.section import diffseg_section
 from diffseg_nnunet.raw_dataset import DATASET_JSON, SPLITS_FILE
 from diffseg_nnunet.registry import load as load_registered

@@ -11,14 +11,8 @@ from contextlib import contextmanager
 import torch
 
 from diffseg_nnunet.errors import BadInputError, StageFailedError
-from diffseg_nnunet.planning.hardware import (
-    GIB,
-    GPU_RESERVE_GIB,
-    SMALLEST_BUDGET_GIB,
-    Gpu,
-    resolve_device,
-    usable_cores,
-)
+from diffseg_nnunet.planning.gpus import GPU_RESERVE_GIB, SMALLEST_BUDGET_GIB, Gpu, resolve_device
+from diffseg_nnunet.planning.hardware import GIB, usable_cores
 from diffseg_nnunet.training import processes
 
 _HOPELESS = 1.25  # torch.compile takes less than was counted, and the allowances are generous: a little more may fit

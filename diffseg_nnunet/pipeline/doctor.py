@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Literal
 
 from diffseg_nnunet.nnunet_shim import SHIM_FOLDER
-from diffseg_nnunet.planning import hardware
+from diffseg_nnunet.planning import gpus, hardware
 from diffseg_nnunet.workspace import NNUNET_VARIABLES, WORKSPACE_VARIABLE, Workspace
 
 Status = Literal["ok", "warning", "problem"]
@@ -110,15 +110,15 @@ def _torch() -> Check:
 
 
 def _gpus() -> list[Check]:
-    reason = hardware.no_gpu_reason()
+    reason = gpus.no_gpu_reason()
     if reason is not None:
         mend = "For a GPU, install a CUDA build of torch that suits the driver, and see that nvidia-smi lists the GPU."
         return [Check("GPU", "warning", f"{reason}: everything runs on the CPU, many times slower", mend)]
     driver = _driver_version()
     checks = []
-    for gpu in hardware.visible_gpus():
+    for gpu in gpus.visible_gpus():
         finding = f"{gpu.index}: {gpu.name}, {gpu.free_gib:.1f} of {gpu.total_gib:.1f} GiB free{driver}"
-        if gpu.free_gib - hardware.GPU_RESERVE_GIB < hardware.SMALLEST_BUDGET_GIB:
+        if gpu.free_gib - gpus.GPU_RESERVE_GIB < gpus.SMALLEST_BUDGET_GIB:
             mend = "End what uses it, or choose another with CUDA_VISIBLE_DEVICES."
             checks.append(Check("GPU", "problem", finding, mend))
         else:
@@ -145,7 +145,7 @@ def _cpu_bf16() -> Check:
     if instructions:
         slow = "" if hardware.cpu_gains_by_bf16() else ", no faster than float32 on this CPU, which is taken"
         return Check("CPU bf16", "ok", f"{', '.join(instructions)}{slow}")
-    if hardware.no_gpu_reason() is None:
+    if gpus.no_gpu_reason() is None:
         return Check("CPU bf16", "ok", "none; not needed beside a GPU")
     mend = "A CPU with amx_bf16, or AMD's with avx512_bf16, takes about half the time for each step."
     return Check("CPU bf16", "warning", "this CPU has no bfloat16 instructions", mend)
@@ -283,7 +283,7 @@ def _compile() -> Check:
     on = text is None or text.lower() in _TRUE
     if text is not None and text.lower() not in _TRUE + _FALSE:
         return Check(name, "warning", f"'{text}' means false to nnU-Net", f"export {name}=t or {name}=f")
-    if hardware.no_gpu_reason() is not None:
+    if gpus.no_gpu_reason() is not None:
         if text is not None and on:
             mend = f"Run `unset {name}`: compiled prediction is slower on the CPU."
             return Check(name, "warning", "exported as true, without a GPU", mend)

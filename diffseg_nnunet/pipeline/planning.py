@@ -14,7 +14,8 @@ from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.planning.decisions import Decision
 from diffseg_nnunet.planning.explanation import explain
-from diffseg_nnunet.planning.hardware import memory_budget, worker_count
+from diffseg_nnunet.planning.gpus import memory_budget
+from diffseg_nnunet.planning.hardware import worker_count
 from diffseg_nnunet.planning.section import diffseg_section
 from diffseg_nnunet.raw_dataset import RawDataset, read_json_object
 

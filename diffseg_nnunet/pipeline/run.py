@@ -19,7 +19,7 @@ from diffseg_nnunet.pipeline.refiner_selection import RefinerSelection, select_r
 from diffseg_nnunet.pipeline.splits import check_fold
 from diffseg_nnunet.pipeline.starting import Fold
 from diffseg_nnunet.pipeline.verifying import verify
-from diffseg_nnunet.planning.hardware import resolve_device
+from diffseg_nnunet.planning.gpus import resolve_device
 from diffseg_nnunet.verification import of_severity, shortened
 
 TEST_PREDICTIONS = "predictions_imagesTs"

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from diffseg_nnunet.planning.hardware import GPU_RESERVE_GIB, SMALLEST_BUDGET_GIB
+from diffseg_nnunet.planning.gpus import GPU_RESERVE_GIB, SMALLEST_BUDGET_GIB
 
 _AFTER_RUNNING_OUT = 0.9  # [default] of the budget: how much too large it was is not known then
 

@@ -29,7 +29,7 @@ from diffseg_nnunet.pipeline.preprocessing import preprocess
 from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.pipeline.stages import train, training_settings
 from diffseg_nnunet.pipeline.starting import probed
-from diffseg_nnunet.planning.hardware import MemoryBudget
+from diffseg_nnunet.planning.gpus import MemoryBudget
 from diffseg_nnunet.trainers import DiffSegPretrainer, DiffSegTrainer
 from diffseg_nnunet.training.threads import single_threaded
 from diffseg_nnunet.workspace import Workspace

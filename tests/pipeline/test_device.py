@@ -10,7 +10,8 @@ import torch
 
 from diffseg_nnunet.errors import BadInputError, StageFailedError
 from diffseg_nnunet.pipeline.device import gpu_memory_watched, gpu_of, own_gpu, prepare_device
-from diffseg_nnunet.planning.hardware import Gpu, usable_cores
+from diffseg_nnunet.planning.gpus import Gpu
+from diffseg_nnunet.planning.hardware import usable_cores
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

@@ -12,11 +12,12 @@ import pytest
 import torch
 
 from diffseg_nnunet.errors import BadInputError, StageFailedError
-from diffseg_nnunet.pipeline import measuring
-from diffseg_nnunet.pipeline.measuring import Misfit, Order, Reading
+from diffseg_nnunet.pipeline import measured_steps, measuring
+from diffseg_nnunet.pipeline.measured_steps import Order, Reading
+from diffseg_nnunet.pipeline.measuring import Misfit
 from diffseg_nnunet.pipeline.planning import several_gpus_note
 from diffseg_nnunet.pipeline.project import Project
-from diffseg_nnunet.planning.hardware import Gpu
+from diffseg_nnunet.planning.gpus import Gpu
 from diffseg_nnunet.planning.section import set_batch_size, stage_plan
 from diffseg_nnunet.trainers.base import unwrapped
 from diffseg_nnunet.workspace import Workspace
@@ -52,13 +53,13 @@ def project(planned_project: TinyProject) -> Iterator[Project]:
 def shapes_seen(order: Order) -> tuple[set[tuple[int, ...]], Reading]:
     """Shapes of what enters the network's first convolution in each step, and what was read."""
     seen: set[tuple[int, ...]] = set()
-    with measuring.scratch_folders(order):
-        trainer = measuring.build_trainer(order, torch.device("cpu"))
+    with measured_steps.scratch_folders(order):
+        trainer = measured_steps.build_trainer(order, torch.device("cpu"))
         first = next(
             m for m in unwrapped(trainer.network).modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.Conv3d))
         )
         first.register_forward_pre_hook(lambda _, inputs: seen.add(tuple(inputs[0].shape)))
-        return seen, measuring.take_steps(trainer)
+        return seen, measured_steps.take_steps(trainer)
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -70,7 +71,7 @@ def test_steps_have_the_planned_patch_and_batch(order: Order, configuration: str
     environment = dict(os.environ)
     seen, reading = shapes_seen(Order(order.plans, order.dataset_json, configuration, stage, "cpu"))
     assert seen == {(4, 1, *planned["patch_size"])}
-    assert reading.steps == measuring.WARM_UP + measuring.STEPS
+    assert reading.steps == measured_steps.WARM_UP + measured_steps.STEPS
     assert dict(os.environ) == environment
 
 
@@ -209,7 +210,7 @@ def test_what_does_not_fit_is_refused_with_a_budget_that_suits_all() -> None:
     ],
 )
 def test_memory_that_runs_out_is_told_from_other_errors(error: Exception, expected: bool) -> None:
-    assert measuring.is_out_of_memory(error) == expected
+    assert measured_steps.is_out_of_memory(error) == expected
 
 
 def test_several_gpus_are_told_what_they_can_share(order: Order) -> None:

@@ -20,7 +20,7 @@ from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.planners import DiffSegPlainPlanner, DiffSegPlanner
 from diffseg_nnunet.planners.fitting import FEWEST_STAGES, Fitting, nnunet_topology, poolable, reduced
 from diffseg_nnunet.planners.steps import Shape, training_step
-from diffseg_nnunet.planning.hardware import MemoryBudget
+from diffseg_nnunet.planning.gpus import MemoryBudget
 from diffseg_nnunet.planning.memory import PeakMemory, peak_of
 from diffseg_nnunet.planning.nnunet_rules import LEAST_BATCH, batch_limit
 from diffseg_nnunet.planning.search import smaller_patches, training_ladder

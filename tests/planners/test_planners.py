@@ -22,7 +22,7 @@ from diffseg_nnunet.diffusion.gaussian import DiffusionSettings
 from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.planners import DiffSegFingerprintExtractor, DiffSegPlainPlanner, DiffSegPlanner
 from diffseg_nnunet.planning.explanation import explain
-from diffseg_nnunet.planning.hardware import MemoryBudget
+from diffseg_nnunet.planning.gpus import MemoryBudget
 from diffseg_nnunet.planning.section import allowed_mirror_axes, diffseg_section, stage_plan
 from diffseg_nnunet.trainers import DiffSegPretrainer
 from diffseg_nnunet.workspace import Workspace

@@ -27,6 +27,7 @@ from diffseg_nnunet.cli import (
     preprocess,
     pretrain,
     refine,
+    report,
     sample,
     train,
     verify,
@@ -65,6 +66,7 @@ app.command()(predict.predict)
 app.command()(coordinates.coordinates)
 app.command()(evaluate.evaluate)
 app.command()(run_command.run)
+app.command()(report.report)
 app.command()(benchmark.benchmark)
 app.command()(export.export)
 app.command()(demo.demo)

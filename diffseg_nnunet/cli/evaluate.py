@@ -63,7 +63,8 @@ def evaluate(
     worst: Annotated[int, typer.Option(min=0, help="How many of the worst cases to name.")] = 5,
     workspace: Workspace = None,
 ) -> None:
-    """DSC, IoU, NSD, HD95, ASSD and volumes per case and structure, with confidence intervals, as JSON and CSV.
+    """DSC, IoU, NSD, HD95, ASSD and volumes per case and structure, with confidence intervals, as JSON, CSV
+    and a page (report.html).
 
     With --against, the same of other segmentations (in OUTPUT/against), and both compared case by case.
     """

@@ -56,6 +56,7 @@ def run(
         from diffseg_nnunet.cli.arguments import check_choice, given, parse_fold
         from diffseg_nnunet.errors import EXIT_BAD_INPUT
         from diffseg_nnunet.evaluation.tables import summary_table
+        from diffseg_nnunet.pipeline.reporting import write_project_report
         from diffseg_nnunet.pipeline.run import RunRequest
         from diffseg_nnunet.pipeline.run import run as run_stages
 
@@ -88,6 +89,7 @@ def run(
             for failure in evaluation.failures:
                 project.reporter.warn(f"{failure.case} was not scored: {failure.reason}")
         project.reporter.info(f"manifest: {project.manifest.path}")
+        project.reporter.info(f"report: {write_project_report(project)}")
         for case in result.failed:
             project.reporter.warn(f"{case.case} was set aside: {case.reason}")
         if result.failed or any(evaluation.failures for evaluation in result.evaluations.values()):

@@ -1,4 +1,4 @@
-"""What the terminal shows of an evaluation and of a comparison."""
+"""What the terminal, and a page, show of an evaluation and of a comparison."""
 
 from __future__ import annotations
 
@@ -15,50 +15,68 @@ _SHOWN_METRICS = {"dsc": ("DSC", 3), "nsd": ("NSD", 3), "hd95_mm": ("HD95 (mm)",
 
 def summary_table(evaluation: Evaluation) -> Table:
     """A row per structure, then the mean over structures; rules and failures below it."""
+    caption, header, rows = summary_rows(evaluation)
+    n_cases = len(evaluation.case_means)
+    table = _table(f"Evaluation of {n_cases} case{'s' * (n_cases != 1)}{_by_protocol(evaluation)}", caption)
+    for heading in header[1:]:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows[:-1]:
+        table.add_row(*map(escape, row))
+    table.add_section()
+    table.add_row(*map(escape, rows[-1]))
+    return table
+
+
+def summary_rows(evaluation: Evaluation) -> tuple[str, list[str], list[list[str]]]:
+    """Of the table of structures: what its figures are, its header, and a row per structure, their mean last."""
     settings = evaluation.settings
     n_cases, n_failures = len(evaluation.case_means), len(evaluation.failures)
     caption = f"Means over cases [{settings['interval']['confidence']:.0%} confidence interval]. "
     caption += " ".join(_rules(evaluation))
     if n_failures:
         caption += f" Failed and left out: {n_failures} of {n_cases + n_failures} cases."
-    table = _table(f"Evaluation of {n_cases} case{'s' * (n_cases != 1)}{_by_protocol(evaluation)}", caption)
     tolerance = settings["tolerance_mm"]
     own_tolerances = tolerance is None
-    headings = ["DSC", "NSD" if own_tolerances else f"NSD at {tolerance:g} mm"]
-    headings += ["tolerance (mm)"] * own_tolerances + ["HD95 (mm)", "ASSD (mm)", "volume error"]
+    header = ["structure", "DSC", "NSD" if own_tolerances else f"NSD at {tolerance:g} mm"]
+    header += ["tolerance (mm)"] * own_tolerances + ["HD95 (mm)", "ASSD (mm)", "volume error"]
     some_undefined = evaluation.overall.n_undefined_hd95 > 0
-    for heading in [*headings, "no HD95"] if some_undefined else headings:
-        table.add_column(heading, justify="right", no_wrap=True)
+    rows = []
     for summary in (*evaluation.structures, evaluation.overall):
-        if summary is evaluation.overall:
-            table.add_section()
         cells = _cells(summary)
         if own_tolerances:
             structure = settings["structures"].get(summary.structure)
             cells.insert(3, f"{structure['tolerance_mm']:g}" if structure else "")
-        table.add_row(*map(escape, cells if some_undefined else cells[:-1]))
-    return table
+        rows.append(cells if some_undefined else cells[:-1])
+    return caption, [*header, "no HD95"] if some_undefined else header, rows
 
 
 def comparison_table(comparison: Comparison) -> Table:
     """A row per structure and shown score: difference, p and who wins; the mean over structures last."""
     n = len(comparison.cases)
+    caption, header, rows = comparison_rows(comparison)
+    table = _table(f"Prediction minus against, {n} case{'s' * (n != 1)}", caption)
+    for heading in header[1:]:
+        table.add_column(heading, justify="left" if heading == "score" else "right", no_wrap=True)
+    for row in rows:
+        if row[0] == ALL_STRUCTURES:
+            table.add_section()
+        table.add_row(*map(escape, row))
+    return table
+
+
+def comparison_rows(comparison: Comparison) -> tuple[str, list[str], list[list[str]]]:
+    """Of the table of differences: how they are tested, its header, and a row per structure and shown score; the
+    structure's name stands in its first row."""
     caption = comparison.method
     if comparison.left_out:
         caption += f" Failed on one side and left out: {', '.join(comparison.left_out)}."
-    table = _table(f"Prediction minus against, {n} case{'s' * (n != 1)}", caption)
-    for heading in ("score", "difference", "p", "p (Holm)", "effect", "wins/ties/losses"):
-        table.add_column(heading, justify="left" if heading == "score" else "right", no_wrap=True)
-    previous = None
+    rows, previous = [], None
     for score in comparison.scores:
         if score.metric not in _SHOWN_METRICS:
             continue
-        if score.structure == ALL_STRUCTURES and previous != ALL_STRUCTURES:
-            table.add_section()
-        name = "" if score.structure == previous else score.structure
-        table.add_row(*map(escape, (name, *_comparison_cells(score))))
+        rows.append(["" if score.structure == previous else score.structure, *_comparison_cells(score)])
         previous = score.structure
-    return table
+    return caption, ["structure", "score", "difference", "p", "p (Holm)", "effect", "wins/ties/losses"], rows
 
 
 def _table(title: str, caption: str) -> Table:

@@ -14,6 +14,7 @@ from diffseg_nnunet.evaluation.statistics import WORST_CASES
 from diffseg_nnunet.evaluation.structures import DEFAULT_TOLERANCE_MM
 from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.planning.hardware import worker_count
+from diffseg_nnunet.report.scores import write_evaluation_page
 
 
 def evaluate(
@@ -31,7 +32,7 @@ def evaluate(
     worst: int = WORST_CASES,
     progress=None,
 ) -> Evaluation:
-    """Score a folder of segmentations and write scores.json, scores.csv and summary.csv into `output`.
+    """Score a folder of segmentations and write scores.json, scores.csv, summary.csv and report.html into `output`.
 
     Args:
         labels: of the references: labels.json or nnU-Net's dataset.json; structures are scored by name.
@@ -56,13 +57,16 @@ def evaluate(
         progress=progress,
     )
     write_report(evaluation, output)
+    write_evaluation_page(output, evaluation)
     return evaluation
 
 
 def compare_evaluations(prediction: Evaluation, against: Evaluation, output: Path) -> Comparison:
-    """Compare two evaluations of the same references and write comparison.json and comparison.csv into `output`."""
+    """Compare two evaluations of the same references, and write comparison.json, comparison.csv and the page of both
+    into `output`."""
     comparison = compare(prediction, against)
     write_comparison(comparison, output)
+    write_evaluation_page(output, prediction, comparison)
     return comparison
 
 

@@ -179,6 +179,10 @@ class DiffSegTrainerBase(nnUNetTrainer):
         self.network = DistributedDataParallel(self.network, device_ids=devices)
         self.loss = self._build_loss()  # once more: its Dice now spans the whole batch
 
+    def learning(self) -> tuple[nn.Module, ...]:
+        """The networks of a step, after :meth:`initialize`."""
+        return (self.network,)
+
     # -- data ---------------------------------------------------------------------------------------------------------
 
     def build_loaders(self) -> tuple[SeededLoader, SeededLoader]:
@@ -231,7 +235,8 @@ class DiffSegTrainerBase(nnUNetTrainer):
             self._autocast_dtype, reason = self._certain_dtype() or self._choose_dtype(self._precision_sample)
             self._precision_sample = None
             self.print_to_log_file(f"precision: {reason}")
-            prefer_channels_last(self.network, self.device, self._autocast_dtype)
+            for network in self.learning():
+                prefer_channels_last(network, self.device, self._autocast_dtype)
 
     def _certain_dtype(self) -> tuple[torch.dtype | None, str] | None:
         """Autocast dtype on the CPU and the reason, where no comparison is needed."""

@@ -22,9 +22,10 @@ from torch import Tensor, nn
 
 from diffseg_nnunet.diffusion.bernoulli import BernoulliDiffusion
 from diffseg_nnunet.errors import BadInputError, StageFailedError
+from diffseg_nnunet.inference.folders import SEGMENTOR_ALONE
 from diffseg_nnunet.inference.refining import RefineOptions, RefiningPredictor, RefiningSegmentor
-from diffseg_nnunet.inference.validation import predictor_of
-from diffseg_nnunet.refinement.network import Refiner, RefinerArchitecture
+from diffseg_nnunet.inference.validation import predictor_of, validate_fold
+from diffseg_nnunet.refinement.network import REFINER_FORMAT, Refiner, RefinerArchitecture
 from diffseg_nnunet.refinement.sampling import refine
 from diffseg_nnunet.refinement.sizing import planned_refiner
 from diffseg_nnunet.training import checkpoint as checkpoints
@@ -114,10 +115,13 @@ class DiffSegRefinerTrainer(SegmentationTrainer):
         segmentor.requires_grad_(self.learns_too)
         self.segmentor_optimizer, self._segmentor_schedule = None, None
         if self.learns_too:
-            self.segmentor_optimizer, self._segmentor_schedule = self._learning(segmentor, settings.segmentor_lr)
-        return self._learning(self.refiner, self.initial_lr)
+            self.segmentor_optimizer, self._segmentor_schedule = self._optimised(segmentor, settings.segmentor_lr)
+        return self._optimised(self.refiner, self.initial_lr)
 
-    def _learning(self, module: nn.Module, rate: float) -> tuple[torch.optim.Optimizer, WarmupPolyLRScheduler]:
+    def learning(self) -> tuple[nn.Module, ...]:
+        return (*super().learning(), self.refiner)
+
+    def _optimised(self, module: nn.Module, rate: float) -> tuple[torch.optim.Optimizer, WarmupPolyLRScheduler]:
         optimizer = torch.optim.AdamW(module.parameters(), rate, weight_decay=self.settings.weight_decay)
         return optimizer, WarmupPolyLRScheduler(optimizer, rate, self.num_epochs, self.warmup_epochs)
 
@@ -315,6 +319,8 @@ class DiffSegRefinerTrainer(SegmentationTrainer):
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         with self._averaged():
             super().perform_actual_validation(save_probabilities)
+        if self.learns_too:  # what training on has given it, the refiner is not to be credited with
+            validate_fold(self, False, SEGMENTOR_ALONE, predictor_of(self))
 
     # -- checkpoint ---------------------------------------------------------------------------------------------------
 
@@ -329,6 +335,7 @@ class DiffSegRefinerTrainer(SegmentationTrainer):
             "network_weights": unwrapped(self.network).state_dict(),
             "refiner_weights": averaged,
             "refiner_architecture": self.refiner.architecture.to_json(),
+            "refiner_format": REFINER_FORMAT,
             "segmentor": self.segmentor_record,
             "settings": self.settings.to_json(),
             "refiner_state": self.refiner.state_dict(),

@@ -17,7 +17,7 @@ from diffseg_nnunet.benchmarking.pictures import draw_budget_curve, draw_learnin
 from diffseg_nnunet.benchmarking.protocol import OWN_SPLIT, TWIN, BenchmarkProtocol
 from diffseg_nnunet.benchmarking.provenance import Legality, Origin, Pool, flare_legality, seen_together
 from diffseg_nnunet.benchmarking.published import Conditions, compared
-from diffseg_nnunet.benchmarking.results import METHOD, SHOWN_METRICS, Group, Outcome, group
+from diffseg_nnunet.benchmarking.results import METHOD, SHOWN_METRICS, Group, Outcome, group, reach
 from diffseg_nnunet.benchmarking.runner import Benchmark
 from diffseg_nnunet.benchmarking.runs import Run, RunRecord, State
 from diffseg_nnunet.benchmarking.tables import (
@@ -198,7 +198,7 @@ def _markdown(found: Findings) -> Iterator[str]:
     yield f"FLARE22-legal: **{'yes' if legality.legal else 'no'}**. {legality.reason}"
     if found.groups:
         yield main_table(found.groups)
-        yield METHOD
+        yield " ".join(filter(None, (METHOD, reach(found.groups))))
         for labels, table in structure_tables(found.groups):
             yield f"## DSC by structure, {labels}"
             yield table

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -11,7 +12,7 @@ import numpy as np
 from diffseg_nnunet.benchmarking.protocol import TWIN
 from diffseg_nnunet.benchmarking.runs import Run, RunRecord
 from diffseg_nnunet.errors import BadInputError
-from diffseg_nnunet.evaluation.comparison import Comparison, PairedScore, compare, holm
+from diffseg_nnunet.evaluation.comparison import Comparison, PairedScore, compare, holm, out_of_reach
 from diffseg_nnunet.evaluation.statistics import (
     ALL_STRUCTURES,
     Evaluation,
@@ -25,8 +26,8 @@ SHOWN_METRICS = ("dsc", "nsd", "hd95_mm")
 METHOD = (
     "The scores of a test case are averaged over the seeds first; means and 95 % intervals (percentile bootstrap) are "
     "over test cases, the spread is over the seeds' own means. Differences to the twin are of the same case and the "
-    "same seeds, averaged over the seeds that both have; p is of a two-sided Wilcoxon signed-rank test over test "
-    "cases, and Holm's correction is over the label budgets of a strategy."
+    "same seeds, averaged over the seeds in which both define the score; p is of a two-sided Wilcoxon signed-rank test "
+    "over test cases, and Holm's correction is over the label budgets of a strategy."
 )
 _SCORES = tuple(each.name for each in fields(ScoreRow) if each.name not in ("case", "structure"))
 
@@ -178,12 +179,36 @@ def _with_comparison(one: Group, twin: Group | None) -> Group:
     shared = tuple(seed for seed in one.seeds if seed in twin.evaluations)
     if not shared:
         return one
-    own, theirs = (averaged([side.evaluations[seed] for seed in shared]) for side in (one, twin))
+    pairs = [_of_equal_scores(one.evaluations[seed], twin.evaluations[seed]) for seed in shared]
+    own, theirs = (averaged(side) for side in zip(*pairs, strict=True))
     try:
         comparison = compare(own, theirs)
     except BadInputError:  # no case was scored on both sides: each side's failures say so
         return one
     return replace(one, comparison=comparison, compared_seeds=shared)
+
+
+def reach(groups: Sequence[Group]) -> str | None:
+    """That the test cases are too few for what is compared, as a sentence; None where they may suffice."""
+    compared = [each for each in groups if each.comparison is not None]
+    if not compared:
+        return None
+    budgets = max(sum(each.strategy == other.strategy for other in compared) for each in compared)
+    return out_of_reach(max(len(each.comparison.cases) for each in compared), budgets, "label budgets")
+
+
+def _of_equal_scores(one: Evaluation, other: Evaluation) -> tuple[Evaluation, Evaluation]:
+    """Both, a score of a case and structure that either does not define being undefined in both: averages over seeds
+    are then of the same seeds on both sides."""
+    sides = [{(row.case, row.structure): row for row in each.rows} for each in (one, other)]
+    undefined = {
+        key: {name: math.nan for name in _SCORES if any(math.isnan(getattr(side[key], name)) for side in sides)}
+        for key in sides[0].keys() & sides[1].keys()
+    }
+    return tuple(
+        replace(each, rows=tuple(replace(row, **undefined.get((row.case, row.structure), {})) for row in each.rows))
+        for each in (one, other)
+    )
 
 
 def _corrected(groups: Sequence[Group]) -> list[Group]:

@@ -19,7 +19,8 @@ def export(
     strategy: Strategy = "finetune",
     workspace: Workspace = None,
 ) -> None:
-    """Export a model that stock nnU-Net installs and runs, without diffseg_nnunet."""
+    """Export a model that stock nnU-Net installs and runs, without diffseg_nnunet: all of its folds but those of label
+    budgets, or those that -f names."""
     with open_project(workspace, dataset_id) as project:
         from diffseg_nnunet.cli.arguments import check_choice, parse_fold
 
@@ -27,6 +28,6 @@ def export(
         folds = [parse_fold(text) for text in fold or ()]
         from diffseg_nnunet.pipeline.exporting import export_stock
 
-        names = export_stock(project, configuration, stock, strategy, folds)
-        project.reporter.info(f"{stock}: {len(names)} files")
+        exported = export_stock(project, configuration, stock, strategy, folds)
+        project.reporter.info(f"{stock}: {', '.join(exported)}")
         project.reporter.info(f"install it with: nnUNetv2_install_pretrained_model_from_zip {stock}")

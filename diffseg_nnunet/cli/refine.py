@@ -77,6 +77,7 @@ def refine(
             )
         check_choice("--precision", precision, ("auto", "float32", "bfloat16"))
         chosen = parse_fold(fold)
+        from diffseg_nnunet.inference.folders import SEGMENTOR_ALONE
         from diffseg_nnunet.pipeline.evaluating import evaluate_validation
         from diffseg_nnunet.pipeline.refining import REFINE
         from diffseg_nnunet.pipeline.refining import refine as refine_stage
@@ -115,9 +116,13 @@ def refine(
         project.reporter.console.print(summary_table(evaluation))
         if checkpoint is None:
             before = evaluate_validation(project, strategy, configuration, chosen)
-            project.reporter.info(
+            means = (
                 f"mean DSC of the segmentor {before.overall.dsc.mean:.3f}, refined {evaluation.overall.dsc.mean:.3f}"
             )
+            if (model.parent / SEGMENTOR_ALONE).is_dir():
+                alone = evaluate_validation(project, REFINE, configuration, chosen, SEGMENTOR_ALONE)
+                means += f"; of the copy that learnt in turn, without the refiner, {alone.overall.dsc.mean:.3f}"
+            project.reporter.info(means)
         project.reporter.info(f"model: {model}")
         for failure in evaluation.failures:
             project.reporter.warn(f"{failure.case} was not scored: {failure.reason}")

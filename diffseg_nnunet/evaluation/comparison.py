@@ -24,6 +24,7 @@ COMPARISON_METHOD = (
     "altogether is punished by its DSC, IoU and NSD, not by its distances."
 )
 
+LEVEL = 0.05
 _DECIMALS = 9
 
 
@@ -60,7 +61,7 @@ class Comparison:
         scores: by structure in the evaluations' order, then the mean over structures; by metric within each.
         cases: those scored on both sides.
         left_out: cases that failed on one side at least.
-        method: how to read it.
+        method: how to read it, and whether the cases suffice to show anything.
     """
 
     scores: tuple[PairedScore, ...]
@@ -93,7 +94,30 @@ def compare(prediction: Evaluation, against: Evaluation, *, seed: int = 0) -> Co
     order = {structure: place for place, structure in enumerate([*structures, ALL_STRUCTURES])}
     scores.sort(key=lambda score: order[score.structure])
     left_out = {failure.case for failure in (*prediction.failures, *against.failures)}
-    return Comparison(tuple(scores), cases, tuple(sorted(left_out)))
+    limit = out_of_reach(len(cases), len(structures), "structures")
+    method = COMPARISON_METHOD if limit is None else f"{COMPARISON_METHOD} {limit}"
+    return Comparison(tuple(scores), cases, tuple(sorted(left_out)), method)
+
+
+def smallest_p(cases: int) -> float:
+    """Of the exact two-sided signed-rank test: all differences have one sign, as 2 of 2^n outcomes have."""
+    return min(1.0, 2.0 ** (1 - cases))
+
+
+def out_of_reach(cases: int, tests: int, over: str) -> str | None:
+    """That so few cases cannot give a p below LEVEL whatever they are, as a sentence; None where they can.
+
+    Args:
+        tests: that Holm's correction is over.
+        over: what these are, in the plural.
+    """
+    least = min(1.0, tests * smallest_p(cases))
+    if least < LEVEL:
+        return None
+    return (
+        f"With {cases} case(s) the smallest p there can be is {smallest_p(cases):.2g}, and corrected over {tests} "
+        f"{over} {least:.2g}: nothing can be below {LEVEL:g} after correction."
+    )
 
 
 def signed_rank_test(differences: ArrayLike) -> float:

@@ -17,8 +17,8 @@ from diffseg_nnunet.diffusion.bernoulli import BernoulliDiffusion
 from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.raw_dataset import DATASET_JSON, read_json_object
 from diffseg_nnunet.refinement.logits import refined_logits
-from diffseg_nnunet.refinement.network import Refiner, RefinerArchitecture
-from diffseg_nnunet.refinement.sampling import BernoulliSampler, refine, uncertain_voxels
+from diffseg_nnunet.refinement.network import REFINER_FORMAT, Refiner, RefinerArchitecture
+from diffseg_nnunet.refinement.sampling import BernoulliSampler, NotFiniteError, refine, uncertain_voxels
 from diffseg_nnunet.training import checkpoint as checkpoints
 from diffseg_nnunet.training.precision import Precision, choose_dtype, float_format
 from diffseg_nnunet.training.refining import RefinementSettings
@@ -73,8 +73,8 @@ class RefiningPredictor(nnUNetPredictor):
     """nnU-Net's predictor of a :class:`RefiningSegmentor`.
 
     The prior of a window is the mean over its mirrored copies, as nnU-Net makes it; it is refined once, with the
-    features of the window itself. Weighting, folds and export stay nnU-Net's. An image whose prior is not finite raises
-    BadInputError.
+    features of the window itself. Weighting, folds and export stay nnU-Net's. BadInputError is raised for an image of
+    which the segmentor or the refiner says what is not finite.
 
     Args:
         diffusion: the process the refiner was trained with.
@@ -115,7 +115,7 @@ class RefiningPredictor(nnUNetPredictor):
         logits = super()._internal_predict_sliding_window_return_logits(*args, **kwargs)
         if self._unusable:
             raise BadInputError(
-                f"The segmentor's probabilities are not finite in {self._unusable} window(s): nothing to refine.",
+                f"What the segmentor or its refiner says is not finite in {self._unusable} window(s).",
                 "Look at the scan with `diffseg verify`, or predict without --refine.",
             )
         return logits
@@ -136,21 +136,25 @@ class RefiningPredictor(nnUNetPredictor):
         network, options = self.network, self.options
         # as it was trained, not in the half precision that nnU-Net predicts in
         dtype = self._float_format(x)
-        with torch.autocast(self.device.type, dtype or torch.bfloat16, enabled=dtype is not None):
-            features = network.features(x)
-            refined = refine(
-                prior,
-                features,
-                x,
-                network.refiner,
-                self.diffusion,
-                options.steps,
-                options.samples,
-                self._generator,
-                sampler=options.sampler,
-                exclusive=self.exclusive,
-                threshold_bits=options.threshold_bits,
-            )
+        try:
+            with torch.autocast(self.device.type, dtype or torch.bfloat16, enabled=dtype is not None):
+                features = network.features(x)
+                refined = refine(
+                    prior,
+                    features,
+                    x,
+                    network.refiner,
+                    self.diffusion,
+                    options.steps,
+                    options.samples,
+                    self._generator,
+                    sampler=options.sampler,
+                    exclusive=self.exclusive,
+                    threshold_bits=options.threshold_bits,
+                )
+        except NotFiniteError:
+            self._unusable += 1
+            return torch.zeros_like(logits)
         margin = self.diffusion.settings.prior_margin
         return refined_logits(logits, prior, refined.probability, margin, self.exclusive, where)
 
@@ -241,6 +245,8 @@ def _read(path: Path) -> Mapping[str, Any]:
     ]
     if missing:
         raise BadInputError(f"{path} is no refiner: it has no {', '.join(missing)}.", "Run `diffseg refine`.")
+    if content.get("refiner_format") != REFINER_FORMAT:
+        raise BadInputError(f"{path} is a refiner of another version of diffseg_nnunet.", "Run `diffseg refine` again.")
     return content
 
 

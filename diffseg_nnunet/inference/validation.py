@@ -17,16 +17,21 @@ from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to
 from diffseg_nnunet.atomic import remove_leftovers
 from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.inference.export import export_case, export_for_next_stage, is_exported
+from diffseg_nnunet.inference.folders import VALIDATION
 from diffseg_nnunet.training import processes
 
 
-def validate_fold(trainer: Any, save_probabilities: bool) -> dict:
+def validate_fold(
+    trainer: Any, save_probabilities: bool, name: str = VALIDATION, predictor: nnUNetPredictor | None = None
+) -> dict:
     """nnU-Net's final validation: predictions and ``summary.json`` in ``fold_X/validation``; cases are shared among
     the processes that train together.
 
     Args:
         trainer: a segmentation trainer with its final weights.
         save_probabilities: also store softmax outputs, which ensembling reads.
+        name: of the folder.
+        predictor: None: the trainer's.
 
     Returns:
         nnU-Net's summary.
@@ -34,14 +39,14 @@ def validate_fold(trainer: Any, save_probabilities: bool) -> dict:
     Raises:
         BadInputError: a case cannot be predicted; the message names it.
     """
-    folder = trainer.results_folder / "validation"
+    folder = trainer.results_folder / name
     folder.mkdir(parents=True, exist_ok=True)
     if trainer.rank == 0:
         remove_leftovers(folder)
     processes.wait_for_all()
     trainer.set_deep_supervision_enabled(False)
     trainer.network.eval()
-    predictor = trainer.predictor()
+    predictor = predictor or trainer.predictor()
     _, cases = trainer.do_split()
     own = sorted(cases)[trainer.rank :: trainer.processes]
     for number, case in enumerate(own, start=1):
@@ -50,7 +55,7 @@ def validate_fold(trainer: Any, save_probabilities: bool) -> dict:
                 _predict_case(trainer, predictor, folder, case, save_probabilities)
             except BadInputError as error:
                 raise BadInputError(f"{case}: {error.message}", error.mend) from error
-        trainer.report_epoch(f"validation case {number}/{len(own)}: {case}")
+        trainer.report_epoch(f"{name.replace('_', ', ')} case {number}/{len(own)}: {case}")
     compute_gaussian.cache_clear()
     trainer.set_deep_supervision_enabled(True)
     processes.wait_for_all()

@@ -12,6 +12,7 @@ from diffseg_nnunet.evaluation.protocols import PLAIN, Protocol
 from diffseg_nnunet.evaluation.report import SCORES_JSON, read_report, write_comparison, write_report
 from diffseg_nnunet.evaluation.statistics import WORST_CASES
 from diffseg_nnunet.evaluation.structures import DEFAULT_TOLERANCE_MM
+from diffseg_nnunet.inference.folders import VALIDATION
 from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.planning.hardware import worker_count
 from diffseg_nnunet.report.scores import write_evaluation_page
@@ -70,23 +71,33 @@ def compare_evaluations(prediction: Evaluation, against: Evaluation, output: Pat
     return comparison
 
 
-def evaluate_validation(project: Project, strategy: str, configuration: str, fold: int | str) -> Evaluation:
-    """Report on the validation cases of a trained fold, in its folder ``validation_report``; done once."""
+def evaluate_validation(
+    project: Project, strategy: str, configuration: str, fold: int | str, of: str = VALIDATION
+) -> Evaluation:
+    """Report on the validation cases of a trained fold, in its folder ``validation_report``; done once.
+
+    Args:
+        of: the folder of predictions within the fold's; that of the report is named after it.
+    """
     # with torch, which `diffseg evaluate` can do without
     from diffseg_nnunet.pipeline.starting import FINAL
     from diffseg_nnunet.training.checkpoint import file_digest
 
     folder = project.model_folder(strategy, configuration) / f"fold_{fold}"
-    report = folder / "validation_report"
-    stage = f"evaluate/{strategy}/{configuration}/fold_{fold}"
-    inputs = {"checkpoint": file_digest(folder / FINAL), "content": project.raw().content_signature()}
+    report, predictions, ending = folder / f"{of}_report", folder / of, project.dataset_json()["file_ending"]
+    stage = f"evaluate/{strategy}/{configuration}/fold_{fold}" + ("" if of == VALIDATION else f"/{of}")
+    cases = sorted(path.name.removesuffix(ending) for path in predictions.glob(f"*{ending}"))
+    # a killed validation goes on: what it had predicted until then is not all of it
+    inputs = {
+        "checkpoint": file_digest(folder / FINAL),
+        "content": project.raw().content_signature(),
+        "cases": cases,
+    }
     if (report / SCORES_JSON).is_file() and project.manifest.is_finished(stage, inputs):
         return read_report(report)
-    validation, ending = folder / "validation", project.dataset_json()["file_ending"]
-    cases = sorted(path.name.removesuffix(ending) for path in validation.glob(f"*{ending}"))
     with project.manifest.running(stage, inputs, {"tolerance_mm": DEFAULT_TOLERANCE_MM}) as run:
         evaluation = evaluate(
-            validation,
+            predictions,
             project.preprocessed / "gt_segmentations",
             project.preprocessed / "dataset.json",
             report,

@@ -11,6 +11,7 @@ from pathlib import Path
 from diffseg_nnunet import registry
 from diffseg_nnunet.atomic import write_file
 from diffseg_nnunet.errors import BadInputError
+from diffseg_nnunet.pipeline.label_budgets import budget_folds
 from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.pipeline.starting import FINAL, Fold
 from diffseg_nnunet.planning.section import PLANS_NAME
@@ -27,10 +28,10 @@ def export_stock(
     The network is stock nnU-Net's already, so only the trainer's name changes; the optimiser's state is left out.
 
     Args:
-        folds: None: all that are trained.
+        folds: None: all that are trained, but for those of label budgets, which are trained on a part of the labels.
 
     Returns:
-        The names in the zip.
+        The folds in the zip.
 
     Raises:
         BadInputError: no such fold is trained, `target` is no .zip, or the strategy's result is no stock network.
@@ -44,17 +45,20 @@ def export_stock(
         raise BadInputError(f"{target} does not end in .zip.", "Give --stock OUT.zip.")
     folder = project.model_folder(strategy, configuration)
     trained = sorted(path.parent.name for path in folder.glob(f"fold_*/{FINAL}"))
-    chosen = [f"fold_{fold}" for fold in folds] if folds else trained
+    budgets = {f"fold_{fold}" for fold in budget_folds(project)}
+    chosen = [f"fold_{fold}" for fold in folds] if folds else [name for name in trained if name not in budgets]
     missing = [name for name in chosen if name not in trained]
     if missing or not chosen:
+        but, way = "", ""
+        if trained and not folds:
+            but, way = f" but of label budgets ({', '.join(trained)})", ", or name folds with -f"
         raise BadInputError(
-            f"{folder} has no trained {', '.join(missing) or 'fold'}.",
-            f"Run `diffseg train {project.id} -c {configuration} -f …` first.",
+            f"{folder} has no trained {', '.join(missing) or 'fold'}{but}.",
+            f"Run `diffseg train {project.id} -c {configuration} -f …` first{way}.",
         )
     root = f"{project.name}/{STOCK_TRAINER}__{PLANS_NAME}__{configuration}"
     write_file(target, lambda path: _write_zip(path, folder, root, chosen))
-    with zipfile.ZipFile(target) as archive:
-        return archive.namelist()
+    return chosen
 
 
 def _write_zip(path: Path, folder: Path, root: str, folds: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -30,6 +31,14 @@ def budget_of(project: Project, configuration: str, fold: Fold) -> BudgetFold | 
         return None
     splits = ensure_splits(project, configuration)
     return read_budget_folds(project.preprocessed, splits).get(int(fold))
+
+
+def budget_folds(project: Project) -> dict[int, BudgetFold]:
+    """Fold -> the label budget that it is, of all that are one."""
+    path = project.preprocessed / SPLITS_FILE
+    if not path.is_file():
+        return {}
+    return read_budget_folds(project.preprocessed, json.loads(path.read_text(encoding="utf-8")))
 
 
 def base_fold(project: Project, configuration: str, fold: Fold) -> Fold:

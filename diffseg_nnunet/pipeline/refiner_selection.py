@@ -8,17 +8,17 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
-from diffseg_nnunet.evaluation.comparison import holm, signed_rank_test
+from diffseg_nnunet.evaluation.comparison import LEVEL, holm, signed_rank_test, smallest_p
 from diffseg_nnunet.evaluation.folders import Evaluation
 from diffseg_nnunet.evaluation.statistics import ALL_STRUCTURES, mean_with_interval
+from diffseg_nnunet.inference.folders import SEGMENTOR_ALONE
 from diffseg_nnunet.pipeline.evaluating import evaluate_validation
 from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.pipeline.refining import REFINE
 from diffseg_nnunet.pipeline.starting import FINAL, Fold
 from diffseg_nnunet.training.checkpoint import file_digest
 
-_LEVEL = 0.05
-_TEST = "Wilcoxon signed-rank, Holm over structures"
+_TEST = "Wilcoxon signed-rank, Holm over structures; better than its segmentor alone"
 _DECIMALS = 9  # equal scores may differ in the last bit
 
 
@@ -35,6 +35,7 @@ class Comparison:
         p: of the two-sided Wilcoxon signed-rank test, never below what the exact one can reach with as many differences
             that are not zero; None without any case.
         p_holm: corrected over the structures; p itself for the mean over structures, which is one test of its own.
+        alone: mean of the segmentors that learnt in turn with their refiners, without these; None where they did not.
     """
 
     structure: str
@@ -46,19 +47,28 @@ class Comparison:
     cases: int
     p: float | None
     p_holm: float | None
+    alone: float | None = None
+
+    @property
+    def gains(self) -> bool:
+        """Whether DSC gains beyond chance, p_holm below 0.05."""
+        return self.gain > 0 and self.p_holm is not None and self.p_holm < LEVEL
 
     @property
     def helps(self) -> bool:
-        """Whether DSC gains beyond chance, p_holm below 0.05."""
-        return self.gain > 0 and self.p_holm is not None and self.p_holm < _LEVEL
+        """Whether it gains, and by the refiner: not by what its segmentor has learnt meanwhile."""
+        return self.gains and (self.alone is None or self.after > self.alone)
 
     def __str__(self) -> str:
         interval = "" if self.gain_low is None else f" [{self.gain_low:+.4f}, {self.gain_high:+.4f}]"
         chance = "" if self.p_holm is None else f", p {self.p_holm:.2g}"
+        alone = "" if self.alone is None else f", its segmentor alone {self.alone:.4f}"
         kept = "refined" if self.helps else "left as it is"
+        if self.gains and not self.helps:
+            kept += ", since the gain is of the segmentor's longer training"
         return (
-            f"{self.structure}: DSC {self.before:.4f}, refined {self.after:.4f}, {self.gain:+.4f}{interval}{chance}: "
-            f"{kept}"
+            f"{self.structure}: DSC {self.before:.4f}, refined {self.after:.4f}, {self.gain:+.4f}{interval}{chance}"
+            f"{alone}: {kept}"
         )
 
 
@@ -80,10 +90,15 @@ class RefinerSelection:
         return len(self.structures) == len(self.comparisons) - 1
 
 
-def compare(before: Sequence[Evaluation], after: Sequence[Evaluation]) -> tuple[Comparison, ...]:
+def compare(
+    before: Sequence[Evaluation], after: Sequence[Evaluation], alone: Sequence[Evaluation] | None = None
+) -> tuple[Comparison, ...]:
     """Compare two series of evaluations of the same cases, one a fold; cases that either could not score are left out.
 
     One comparison a structure, in the order of the reports, and last that of each case's mean over structures.
+
+    Args:
+        alone: of the segmentors that learnt in turn with their refiners; None where they did not.
     """
 
     def scores(evaluations: Sequence[Evaluation]) -> dict[str, dict[str, float]]:
@@ -96,33 +111,35 @@ def compare(before: Sequence[Evaluation], after: Sequence[Evaluation]) -> tuple[
         return found
 
     plain, refined = scores(before), scores(after)
+    learnt = None if alone is None else scores(alone)
     names = [name for name in plain if name != ALL_STRUCTURES and name in refined]
-    *structures, overall = (_comparison(name, plain[name], refined[name]) for name in (*names, ALL_STRUCTURES))
+    *structures, overall = (
+        _comparison(name, plain[name], refined[name], None if learnt is None else learnt[name])
+        for name in (*names, ALL_STRUCTURES)
+    )
     tested = [index for index, each in enumerate(structures) if each.p is not None]
     for index, p in zip(tested, holm([structures[index].p for index in tested]), strict=True):
         structures[index] = replace(structures[index], p_holm=float(p))
     return (*structures, replace(overall, p_holm=overall.p))
 
 
-def _comparison(structure: str, before: dict[str, float], after: dict[str, float]) -> Comparison:
+def _comparison(
+    structure: str, before: dict[str, float], after: dict[str, float], alone: dict[str, float] | None
+) -> Comparison:
     cases = sorted(before.keys() & after.keys())
     one, other = (np.array([scores[case] for case in cases], float) for scores in (before, after))
     differences = np.round(other - one, _DECIMALS)
     gain = mean_with_interval(differences)
     defined = differences[~np.isnan(differences)]
-    p = max(signed_rank_test(defined), _smallest_p(np.count_nonzero(defined))) if defined.size else None
+    p = max(signed_rank_test(defined), smallest_p(np.count_nonzero(defined))) if defined.size else None
     means = (float(np.nanmean(scores)) for scores in (one, other))
-    return Comparison(structure, *means, gain.mean, gain.ci_low, gain.ci_high, gain.n, p, None)
-
-
-def _smallest_p(cases: int) -> float:
-    """Of the exact two-sided signed-rank test: all differences have one sign, as 2 of 2^n outcomes have."""
-    return min(1.0, 2.0 ** (1 - cases))
+    learnt = None if alone is None else float(np.nanmean([alone[case] for case in cases]))
+    return Comparison(structure, *means, gain.mean, gain.ci_low, gain.ci_high, gain.n, p, None, learnt)
 
 
 def cases_needed(tests: int) -> int:
     """Fewest cases with which the smallest of so many p-values can be below 0.05 after Holm's correction."""
-    return next(cases for cases in itertools.count(1) if tests * _smallest_p(cases) < _LEVEL)
+    return next(cases for cases in itertools.count(1) if tests * smallest_p(cases) < LEVEL)
 
 
 def too_few(comparisons: Sequence[Comparison], overlapping: bool) -> str | None:
@@ -169,8 +186,12 @@ def select_refiner(project: Project, configuration: str, folds: Sequence[Fold], 
         before, after = (
             [evaluate_validation(project, name, configuration, fold) for fold in folds] for name in (strategy, REFINE)
         )
+        folders = [project.model_folder(REFINE, configuration) / f"fold_{fold}" for fold in folds]
+        alone = None
+        if all((folder / SEGMENTOR_ALONE).is_dir() for folder in folders):
+            alone = [evaluate_validation(project, REFINE, configuration, fold, SEGMENTOR_ALONE) for fold in folds]
         with project.manifest.running(stage, inputs, {"folds": list(folds)}) as run:
-            comparisons = compare(before, after)
+            comparisons = compare(before, after, alone)
             run.outputs["structures"] = list(chosen(comparisons, overlapping))
             run.outputs["comparisons"] = [asdict(each) for each in comparisons]
     outputs = project.manifest.stage(stage)["outputs"]

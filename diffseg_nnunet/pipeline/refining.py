@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from diffseg_nnunet import registry
 from diffseg_nnunet.errors import BadInputError
+from diffseg_nnunet.inference.export import is_exported
 from diffseg_nnunet.inference.predictor import require_trained
 from diffseg_nnunet.pipeline.device import prepare_device
 from diffseg_nnunet.pipeline.jobs import Job, run_job
@@ -16,6 +17,8 @@ from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.pipeline.stages import fold_cases, stage_inputs
 from diffseg_nnunet.pipeline.starting import FINAL, Fold, preprocessed_otherwise
 from diffseg_nnunet.planning.section import diffseg_section, stage_plan
+from diffseg_nnunet.refinement.network import HEADS, REFINER_FORMAT
+from diffseg_nnunet.refinement.sizing import WIDTHS
 from diffseg_nnunet.training import checkpoint as checkpoints
 from diffseg_nnunet.training.checkpoint import file_digest
 from diffseg_nnunet.training.refining import RefinementSettings
@@ -59,6 +62,8 @@ def refine(
         BadInputError: the fold is not finished, its network is no plain nnU-Net or of another plan, or no refiner fits
             the budget.
     """
+    if width is not None and (width < 1 or width % HEADS):
+        raise BadInputError(f"--width {width} is no multiple of {HEADS}.", f"Give {', '.join(map(str, WIDTHS))}.")
     device = prepare_device(device_name)
     plans = project.plans()
     planned = stage_plan(plans, configuration, "training")
@@ -70,6 +75,7 @@ def refine(
     # as it was asked for: width and batch follow from it and from the budget
     inputs = stage_inputs(project, configuration, cases, asked) | {
         "segmentor": record,
+        "format": REFINER_FORMAT,
         "width": width,
         "budget_gib": diffseg_section(plans)["memory"]["budget_gib"],
     }
@@ -84,15 +90,31 @@ def refine(
     return run_job(job, resume)
 
 
-def _finished_fold(project: Project, strategy: str, configuration: str, fold: Fold) -> Path:
+def require_plain(strategy: str) -> None:
+    """Raises BadInputError if a strategy's networks are none that a refiner reads."""
     if not registry.load("trainers", strategy).is_stock:
         raise BadInputError(
             f"A model of --strategy {strategy} has a head of its own, whose features a refiner does not read.",
             "Refine a fold of --strategy finetune, decoder or scratch.",
         )
+
+
+def _finished_fold(project: Project, strategy: str, configuration: str, fold: Fold) -> Path:
+    require_plain(strategy)
     model = project.model_folder(strategy, configuration)
     require_trained(model, [fold], FINAL)
-    return model / f"fold_{fold}" / FINAL
+    folder, ending = model / f"fold_{fold}", project.dataset_json()["file_ending"]
+    missing = [
+        case
+        for case in fold_cases(project, configuration, fold)["val"]
+        if not is_exported(folder / "validation", case, ending, False)
+    ]
+    if missing and fold != "all":
+        raise BadInputError(
+            f"{folder} is not finished: {len(missing)} of its validation cases are not predicted.",
+            f"Run `diffseg train {project.id} -c {configuration} -f {fold} --strategy {strategy}` again: it goes on.",
+        )
+    return folder / FINAL
 
 
 def _fitted(job: RefiningJob, width: int | None) -> RefiningJob:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.evaluation.folders import Evaluation
 from diffseg_nnunet.inference.predictor import FailedCase
 from diffseg_nnunet.inference.refining import RefineOptions
@@ -42,6 +43,9 @@ _KEPT_REFINING = (
     "sampling_steps",
     "sampler",
 )
+
+_EQUAL_REFINING = ("width", "binary", "diffusion", "samples", "sampling_steps", "sampler")
+"""What folds that predict together have in common."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +120,7 @@ def run(project: Project, request: RunRequest) -> RunResult:
     """Verify, plan, preprocess, pretrain, train, evaluate, select, and predict the test images."""
     resolve_device(request.device)  # before hours of work that end there
     request = request.on_top_of(project.manifest.last_run())
+    _check_refining(project, request)
     project.manifest.remember_run(request.kept())
     for line in shortened(of_severity(verify(project), "warning")):
         project.reporter.warn(line)
@@ -134,6 +139,9 @@ def run(project: Project, request: RunRequest) -> RunResult:
         return RunResult({}, None, {}, [])
     for fold in request.folds:
         check_fold(project, configurations[0], fold)
+    if _refines(request):
+        for configuration in configurations:
+            _refining_settings(project, request, configuration)
     evaluations = {}
     for configuration in configurations:
         for fold in request.folds:
@@ -189,16 +197,53 @@ def _kept(project: Project, stage: str, wanted: Mapping[str, Any]) -> dict[str, 
     return {**kept, **wanted}
 
 
+def _refines(request: RunRequest) -> bool:
+    return bool(request.refine) and "all" not in request.folds
+
+
+def _check_refining(project: Project, request: RunRequest) -> None:
+    """Raises BadInputError where no refiner could be trained in the end; says where one is left out."""
+    if not request.refine:
+        return
+    if "all" in request.folds:
+        project.reporter.warn("no refiner: a model of all cases has no validation cases to tell whether it helps")
+    refining.require_plain(request.strategy)
+
+
+def _refining_settings(project: Project, request: RunRequest, configuration: str) -> dict[Fold, dict[str, Any]]:
+    """Of each fold's refiner, the width included: as it was refined last, else as the first fold that was, with what
+    was given on top.
+
+    Raises:
+        BadInputError: the folds' refiners could not predict together.
+    """
+    stored = {
+        fold: project.manifest.stage(f"{refining.REFINE}/{configuration}/fold_{fold}").get("settings")
+        for fold in request.folds
+    }
+    first = next((settings for settings in stored.values() if settings), {})
+    settings = {}
+    for fold, own in stored.items():
+        kept = {name: value for name, value in (own or first).items() if name in _KEPT_REFINING}
+        settings[fold] = {"width": (own or first).get("asked_width"), **kept, **request.refining}
+    for name in _EQUAL_REFINING:
+        values = {str(of_fold.get(name)): fold for fold, of_fold in settings.items()}
+        if len(values) > 1:
+            said = " and ".join(f"{value} (fold {fold})" for value, fold in values.items())
+            raise BadInputError(
+                f"The refiners of {configuration} cannot predict together: {name} is {said}.",
+                f"Refine all folds with the same options, by `diffseg refine {project.id} -c {configuration} -f N`.",
+            )
+    return settings
+
+
 def _refine(project: Project, request: RunRequest, configurations: tuple[str, ...]) -> dict[str, RefinerSelection]:
     """Refine every fold, and choose by its validation cases what of it is used; nothing for a model of all cases."""
-    if not request.refine or "all" in request.folds:
+    if not _refines(request):
         return {}
     for configuration in configurations:
-        for fold in request.folds:
-            stored = project.manifest.stage(f"{refining.REFINE}/{configuration}/fold_{fold}").get("settings", {})
-            kept = {name: stored[name] for name in _KEPT_REFINING if name in stored} | dict(request.refining)
-            width = stored.get("asked_width")
-            refining.refine(project, configuration, fold, request.device, request.strategy, width=width, **kept)
+        for fold, settings in _refining_settings(project, request, configuration).items():
+            refining.refine(project, configuration, fold, request.device, request.strategy, **settings)
     return {name: select_refiner(project, name, request.folds, request.strategy) for name in configurations}
 
 
@@ -226,11 +271,13 @@ def _predict_test(
         structures, complete = refiners[configurations[0]].structures, refiners[configurations[0]].complete
     elif refiners:
         project.reporter.warn("the refiners are not used: they were compared with single configurations, not ensembles")
+    if structures:
+        project.reporter.info("no postprocessing: it was chosen by segmentations that are not refined")
     wanted = prediction.PredictionRequest(
         configurations=configurations,
         folds=request.folds,
         strategy=request.strategy,
-        postprocessing=selected.postprocessing if selected else None,
+        postprocessing=selected.postprocessing if selected and not structures else None,
         refine=RefineOptions() if structures else None,
         refined_structures=structures if structures and not complete else None,
     )

@@ -27,6 +27,12 @@ from diffseg_nnunet.refinement.blocks import (
     zero_init,
 )
 
+REFINER_FORMAT = 2
+"""Of weights: the number changes where the same weights would say something else. 1: the layers spoke of the flip."""
+
+HEADS = 4
+"""Of the cross transformer, unless another number is given [code]."""
+
 
 @dataclass(frozen=True)
 class RefinerArchitecture:
@@ -51,7 +57,7 @@ class RefinerArchitecture:
     kernel_sizes: tuple[tuple[int, ...], ...]
     pyramid_channels: tuple[int, ...]
     binary: bool = True
-    heads: int = 4
+    heads: int = HEADS
 
     def __post_init__(self) -> None:
         # a plans file has lists
@@ -91,10 +97,12 @@ class RefinerArchitecture:
 class Refiner(nn.Module):
     """Predicts the log-odds of the flip ε = y_t XOR y_0.
 
-    What the layers compute is added to the log-odds of the flip that the prior itself speaks for, ``±logit(p)``, so
-    that the estimate of y_0 has log-odds ``logit(p) ± network``. The last convolution is zero at first: a new refiner's
-    estimate of y_0 is p, at every y_t and t, and refining changes no label (the released code starts from ε = 1/2, so
-    from y_0 = 1/2, whatever the prior) [default].
+    What the layers compute is added to the prior's log-odds, so that the estimate of y_0 has log-odds ``logit(p) +
+    layers``, and the flip these with the sign that y_t gives them. Layers that spoke of the flip itself, as in the
+    released code, would have to undo y_t's sign voxel by voxel, and learn that noise first (benchmarks/RESULTS.md,
+    "What a refiner's layers speak of") [default]. The last convolution is zero at first: a new refiner's estimate of
+    y_0 is p, at every y_t and t, and refining changes no label (the released code starts from ε = 1/2, so from
+    y_0 = 1/2, whatever the prior) [default].
 
     Args:
         architecture: the planner's.
@@ -152,7 +160,7 @@ class Refiner(nn.Module):
             hidden = up(hidden, skips.pop(), embedding)
         change = self.out(functional.silu(self.norm(hidden)))
         spoken_for = prior.float().clamp(self.prior_margin, 1 - self.prior_margin).logit()
-        return change.float() + flip_signs(noisy) * spoken_for
+        return flip_signs(noisy) * (change.float() + spoken_for)
 
     def _encoded(self, stacked: Tensor, features: Sequence[Tensor], embedding: Tensor) -> list[Tensor]:
         """The features of each stage, fine to coarse, the coarsest after the exchange with the segmentor's."""

@@ -22,6 +22,10 @@ PredictFlip = Callable[[Tensor, Tensor, Tensor, Tensor, Sequence[Tensor]], Tenso
 """From y_t, t, prior, image and features to the log-odds of the flip: a :class:`~.network.Refiner`."""
 
 
+class NotFiniteError(ValueError):
+    """The prior, or what the network makes of it, is not finite."""
+
+
 @dataclass(frozen=True)
 class Refined:
     """What refining gave.
@@ -88,8 +92,9 @@ def refine(
             the last bit, and a batch without any such voxel is returned without running the network. None: all.
 
     Raises:
-        ValueError: steps, samples or sampler are none there can be, or the prior or what the network says is not
-            finite: told before anything is drawn, which on a GPU would end the process's use of it.
+        ValueError: steps, samples or sampler are none there can be.
+        NotFiniteError: the prior or what the network says is not finite: told before anything is drawn, which on a GPU
+            would end the process's use of it.
     """
     if samples < 1:
         raise ValueError(f"{samples} samples are fewer than one")
@@ -109,7 +114,7 @@ def refine(
 
 def _require_finite(values: Tensor, what: str) -> None:
     if not values.isfinite().all():
-        raise ValueError(f"{what} is not finite in {int((~values.isfinite()).any(1).sum())} voxels")
+        raise NotFiniteError(f"{what} is not finite in {int((~values.isfinite()).any(1).sum())} voxels")
 
 
 def uncertain_voxels(prior: Tensor, exclusive: bool, threshold_bits: float | None) -> Tensor:

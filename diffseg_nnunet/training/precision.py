@@ -17,6 +17,7 @@ from diffseg_nnunet.planning.hardware import cpu_bf16_instructions, cpu_gains_by
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
+_CONVOLUTION_3D = 5  # axes of its weights
 MAX_RELATIVE_DIFFERENCE = 0.1
 """Largest accepted difference of bfloat16 and float32 outputs, as a share of the float32 output's standard deviation
 (root mean square over voxels). Rounding to 8 bits of mantissa costs a healthy network one or two hundredths."""
@@ -76,5 +77,8 @@ def prefer_channels_last(network: nn.Module, device: torch.device, dtype: torch.
 
     Names, shapes and values of the weights stay; sums may differ by rounding.
     """
-    if device.type == "cpu" and dtype is None and any(isinstance(module, nn.Conv3d) for module in network.modules()):
-        network.to(memory_format=torch.channels_last_3d)
+    if device.type != "cpu" or dtype is not None:
+        return
+    for parameter in network.parameters():
+        if parameter.ndim == _CONVOLUTION_3D:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)

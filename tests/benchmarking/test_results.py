@@ -117,3 +117,23 @@ def test_without_a_twin_nothing_is_compared() -> None:
     assert found.comparison is None
     assert found.p_holm is None
     assert found.spread("dsc").deviation is None
+
+
+def test_a_score_that_one_side_does_not_define_in_a_seed_counts_on_neither() -> None:
+    """In one seed the networks are equal; in the other the twin's score is undefined, and the strategy's is low."""
+    equal = {f"c{i}": {"liver": 0.8 + 0.01 * i} for i in range(6)}
+    low, none = ({case: {"liver": value} for case in equal} for value in (0.1, NAN))
+    outcomes = [
+        outcome(strategy, seed, scores)
+        for strategy, seed, scores in (
+            ("scratch", 0, equal),
+            ("scratch", 1, none),
+            ("finetune", 0, equal),
+            ("finetune", 1, low),
+        )
+    ]
+    _, tuned = group(outcomes, folds=1)
+    for structure in ("liver", "mean over structures"):
+        paired = tuned.paired("dsc", structure)
+        assert paired.difference.mean == 0
+        assert (paired.wins, paired.losses, paired.p) == (0, 0, 1)

@@ -14,9 +14,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
+from scipy import stats
 
 from diffseg_nnunet.errors import BadInputError
-from diffseg_nnunet.evaluation.comparison import Comparison, PairedScore, compare, holm, rank_biserial, signed_rank_test
+from diffseg_nnunet.evaluation.comparison import (
+    Comparison,
+    PairedScore,
+    compare,
+    holm,
+    out_of_reach,
+    rank_biserial,
+    signed_rank_test,
+    smallest_p,
+)
 from diffseg_nnunet.evaluation.report import write_comparison
 from diffseg_nnunet.evaluation.statistics import (
     ALL_STRUCTURES,
@@ -210,3 +220,18 @@ def test_the_report_and_the_table_hold_everything(tmp_path: Path) -> None:
     text = console.export_text()
     for expected in ("+0.025 [", "0.062", "5/1/0", "HD95 (mm)", "Holm", "mean over structures", "Wilcoxon"):
         assert expected in text
+
+
+@pytest.mark.parametrize(("cases", "tests", "least"), [(6, 4, "0.12"), (5, 1, "0.062"), (8, 13, "0.1"), (2, 13, "1")])
+def test_too_few_cases_to_show_anything_are_said_to_be(cases: int, tests: int, least: str) -> None:
+    assert out_of_reach(cases, tests, "budgets").endswith(
+        f"over {tests} budgets {least}: nothing can be below 0.05 after correction."
+    )
+    clean_sweep = stats.wilcoxon(np.arange(1.0, cases + 1), method="exact").pvalue
+    assert smallest_p(cases) == pytest.approx(clean_sweep)
+    assert holm([clean_sweep] * tests)[0] >= 0.05
+
+
+@pytest.mark.parametrize(("cases", "tests"), [(6, 1), (10, 13), (40, 100)])
+def test_cases_that_may_suffice(cases: int, tests: int) -> None:
+    assert out_of_reach(cases, tests, "budgets") is None

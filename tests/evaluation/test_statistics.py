@@ -10,6 +10,7 @@ from scipy import stats
 
 from diffseg_nnunet.evaluation.statistics import (
     ALL_STRUCTURES,
+    INTERVAL_METHOD,
     ScoreRow,
     case_means,
     mean_with_interval,
@@ -125,3 +126,12 @@ def test_undefined_dsc_is_left_out_of_the_mean() -> None:
     (mean,) = case_means(rows)
     assert (mean.dsc, mean.n_structures, mean.n_undefined_hd95) == (0.5, 2, 1)
     assert summarise_structure("spleen", rows).dsc.n_undefined == 1
+
+
+@pytest.mark.parametrize(("cases", "said"), [(6, 0.87), (10, 0.90)])
+def test_intervals_of_few_cases_cover_as_the_reports_say(cases: int, said: float) -> None:
+    assert f"{said:.0%}".replace("%", " %") in INTERVAL_METHOD
+    generator = np.random.default_rng(0)
+    found = [mean_with_interval(generator.normal(size=cases), resamples=1000) for _ in range(1500)]
+    covered = np.mean([each.ci_low <= 0 <= each.ci_high for each in found])
+    assert covered == pytest.approx(said, abs=0.03)

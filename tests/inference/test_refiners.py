@@ -10,6 +10,7 @@ import torch
 
 from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.inference.refining import RefineOptions, read_refiners
+from diffseg_nnunet.refinement.network import REFINER_FORMAT
 from diffseg_nnunet.training.refining import RefinementSettings
 
 NAME = "checkpoint_final.pth"
@@ -23,6 +24,7 @@ def written(model: Path, fold: int, width: int = 8, **settings: Any) -> None:
         "network_weights": {},
         "refiner_weights": {},
         "refiner_architecture": {"channels": [width, 2 * width]},
+        "refiner_format": REFINER_FORMAT,
         "segmentor": {"strategy": "finetune"},
         "settings": RefinementSettings(**settings).to_json(),
     }

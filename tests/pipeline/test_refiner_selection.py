@@ -55,6 +55,21 @@ def test_structures_that_gain_beyond_chance_are_refined() -> None:
     assert chosen(compare(*([each] for each in gaining({LIVER: STEPS, VEIN: STEPS}))), True) == (LIVER, VEIN)
 
 
+def test_what_the_segmentor_learns_meanwhile_is_not_the_refiners() -> None:
+    """The vein gains, and more so by the segmentor that learnt in turn, alone; the liver by the refiner."""
+    before, after = gaining({LIVER: STEPS, VEIN: STEPS})
+    _, alone = gaining({LIVER: [gain / 2 for gain in STEPS], VEIN: [2 * gain for gain in STEPS]})
+    comparisons = compare([before], [after], [alone])
+    assert [each.gains for each in comparisons] == [True] * 3
+    assert chosen(comparisons, overlapping=False) == (LIVER,)
+    assert chosen(comparisons, overlapping=True) == (), "over both the segmentor alone gains more"
+    assert comparisons[0].alone == pytest.approx(0.52)
+    assert str(comparisons[0]).endswith("its segmentor alone 0.5200: refined")
+    assert str(comparisons[1]).endswith(
+        "its segmentor alone 0.5800: left as it is, since the gain is of the segmentor's longer training"
+    )
+
+
 def test_cases_of_several_folds_are_tested_together() -> None:
     before = [evaluation({LIVER: [0.5] * 3}), evaluation({LIVER: [0.5] * 3}, first_case=3)]
     after = [evaluation({LIVER: [0.51, 0.52, 0.53]}), evaluation({LIVER: [0.54, 0.55, 0.56]}, first_case=3)]

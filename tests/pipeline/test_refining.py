@@ -74,6 +74,12 @@ def test_by_default_the_segmentor_learns_in_turn(trained: TinyProject, tmp_path:
     refined = load_safely(project.model(REFINER) / "fold_0" / "checkpoint_final.pth")["network_weights"]
     weights = load_safely(own)["network_weights"]
     assert any((refined[key] != tensor).any() for key, tensor in weights.items())
+    folder, cases = project.model(REFINER) / "fold_0", project.splits()[0]["val"]
+    assert sorted(labels_in(folder / "validation_segmentor")) == [f"{case}.nii.gz" for case in sorted(cases)]
+    project.diffseg("run", 1, "--refine", "--no-test").ok()
+    comparisons = project.stage("select/refine/finetune/3d_fullres")["outputs"]["comparisons"]
+    scores = json.loads((folder / "validation_segmentor_report" / "scores.json").read_text())
+    assert comparisons[-1]["alone"] == pytest.approx(scores["overall"]["dsc"]["mean"])
     assert labels_in(tmp_path / "plain").keys() == labels_in(tmp_path / "refined").keys()
 
 
@@ -159,8 +165,31 @@ def test_what_does_not_go_together(refined: TinyProject, tmp_path: Path) -> None
     assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in out.iterdir()} == before
 
 
+def test_a_refiner_of_another_version(refined: TinyProject, tmp_path: Path) -> None:
+    project = refined.copy(tmp_path)
+    path = project.model(REFINER) / "fold_0" / "checkpoint_final.pth"
+    content = load_safely(path)
+    del content["refiner_format"]
+    torch.save(content, path)
+    command = ("predict", "-d", 1, "-i", project.test_images, "-o", tmp_path / "out", "--refine")
+    project.diffseg(*command).refused("is a refiner of another version", "Run `diffseg refine` again")
+
+
+def test_a_run_that_could_not_be_refined_says_so_first(project: TinyProject) -> None:
+    before = project.manifest()["stages"].keys()
+    linear = project.diffseg("run", 1, "--refine", "--strategy", "linear")
+    linear.refused("has a head of its own", "--strategy finetune, decoder or scratch")
+    assert project.manifest()["stages"].keys() == before
+
+
 def test_what_cannot_be_refined(project: TinyProject) -> None:
     refine = ("refine", 1, *QUICK, *FROZEN)
+    segmentation = next((project.trained() / "validation").glob("*.nii.gz"))
+    segmentation.rename(segmentation.with_suffix(".away"))  # as if killed amid its validation
+    killed, narrow = project.diffseg.in_one_process([refine, ("refine", 1, "--width", 33)])
+    killed.refused("is not finished: 1 of its validation cases are not predicted", "`diffseg train 1")
+    narrow.refused("--width 33 is no multiple of 4", "8")
+    segmentation.with_suffix(".away").rename(segmentation)
     plans_path = project.preprocessed / "DiffSegPlans.json"
     plans = json.loads(plans_path.read_text())
     plans["diffseg"]["memory"]["budget_gib"] = 0.5  # the CUDA context's alone

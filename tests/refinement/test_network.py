@@ -13,6 +13,7 @@ from dynamic_network_architectures.building_blocks.residual_encoders import Resi
 from torch import Tensor, nn
 from torch.nn import functional
 
+from diffseg_nnunet.diffusion.bernoulli import clean_log_odds
 from diffseg_nnunet.refinement.attention import CrossTransformer, DirectionalPools, axis_means
 from diffseg_nnunet.refinement.binary import BinaryConv, BinaryLinear, binary_weight, pack_state, state_bytes
 from diffseg_nnunet.refinement.blocks import BinaryBlock, ChannelMatch, FromTime, ResidualBlock, average_pool
@@ -85,6 +86,16 @@ def test_a_new_refiner_estimates_the_prior(plan: RefinerArchitecture) -> None:
         flip = refiner(plan)(**given).sigmoid()
     assert flip.shape == given["prior"].shape
     torch.testing.assert_close((given["noisy"] - flip).abs(), given["prior"].clamp(1e-4, 1 - 1e-4))
+
+
+@pytest.mark.parametrize("plan", ARCHITECTURES)
+def test_the_layers_speak_of_the_mask_whatever_is_drawn(plan: RefinerArchitecture) -> None:
+    """A last layer that always says one number moves the log-odds of y_0 by it, where y_t is 0 and where it is 1."""
+    network, given = refiner(plan), inputs(plan)
+    with torch.no_grad():
+        network.out.bias.fill_(0.7)
+        log_odds = clean_log_odds(network(**given), given["noisy"])
+    torch.testing.assert_close(log_odds - given["prior"].clamp(1e-4, 1 - 1e-4).logit(), torch.full_like(log_odds, 0.7))
 
 
 @pytest.mark.parametrize("plan", ARCHITECTURES)

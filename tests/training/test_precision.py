@@ -104,6 +104,7 @@ def test_autocast() -> None:
 def test_only_float32_networks_in_3d_are_laid_out_anew(dtype: torch.dtype | None) -> None:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv3d(2, 4, 3), nn.InstanceNorm3d(4, affine=True), nn.Conv3d(4, 3, 1))
+    network.register_buffer("noise", torch.randn(2, 6, 6, 6))  # as probes keep it, of four axes
     image = torch.randn(2, 2, 6, 6, 6)
     before, parameters = network(image), list(network.parameters())
     prefer_channels_last(network, torch.device("cpu"), dtype)

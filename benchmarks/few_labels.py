@@ -69,7 +69,7 @@ class Comparison:
             *("benchmark", "few-label", ID, "--pretrained", checkpoint, *chosen, "-o", self.output),
             *("--test-cases", *(f"btcv{number}" for number in HELD_OUT)),
             *("--iterations", self.iterations, "--optimizer", "adamw"),
-            environment=run_environment(self.workspace, f"few_labels_{self.mode}", NAME),
+            environment=run_environment(self.workspace),
         )
 
 

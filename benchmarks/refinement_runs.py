@@ -20,6 +20,7 @@ from refinement_tables import Scored
 from results import diffseg
 
 from diffseg_nnunet.atomic import write_json
+from diffseg_nnunet.benchmarking.runner import NETWORKS
 from diffseg_nnunet.benchmarking.runs import Run, RunRecord
 from diffseg_nnunet.budgets.folds import read_budget_folds
 from diffseg_nnunet.evaluation.report import read_report
@@ -55,7 +56,6 @@ class Source:
         id, name: of the data set.
         script: that fine-tuned the networks.
         arguments: of it, WORKSPACE in them.
-        run: whose results they are; None: the workspace's own.
         report: of the benchmark, in the workspace.
         patch: that they were trained with.
         budgets, seeds: that are refined unless others are asked for.
@@ -68,7 +68,6 @@ class Source:
     name: str
     script: str
     arguments: str
-    run: str | None
     report: str
     patch: tuple[int, ...]
     budgets: tuple[str, ...]
@@ -85,7 +84,6 @@ SOURCES = {
         few_labels.NAME,
         "few_labels.py",
         "WORKSPACE DATA",
-        f"few_labels_{few_labels.MODE}",
         f"few_labels/{few_labels.MODE}",
         few_labels.PATCH,
         ("2cases", "14cases"),
@@ -100,7 +98,6 @@ SOURCES = {
         few_labels_hippocampus.NAME,
         "few_labels_hippocampus.py",
         "TASK_FOLDER WORKSPACE",
-        None,
         "few_labels",
         few_labels_hippocampus.PATCH,
         ("2cases", "160cases"),
@@ -138,9 +135,8 @@ class Segmentor:
 
     @property
     def results(self) -> Path:
-        """nnU-Net's results that hold it."""
-        run = self.source.run
-        return self.workspace / "nnUNet_results" if run is None else run_folder(self.workspace, run)
+        """nnU-Net's results that hold it: the benchmark's."""
+        return self.workspace / self.source.report / NETWORKS
 
     @property
     def model(self) -> Path:

@@ -50,13 +50,17 @@ class Workspace:
 
         for path in (self.raw, self.preprocessed, self.results):
             path.mkdir(parents=True, exist_ok=True)
-        for variable, path in zip(NNUNET_VARIABLES, (self.raw, self.preprocessed, self.results), strict=True):
-            os.environ[variable] = str(path)
+        self.export()
         os.environ.setdefault("nnUNet_def_n_proc", str(min(8, usable_cores())))
         external = [p for p in os.environ.get("nnUNet_extTrainer", "").split(os.pathsep) if p]
         if str(SHIM_FOLDER) not in external:
             os.environ["nnUNet_extTrainer"] = os.pathsep.join([*external, str(SHIM_FOLDER)])
         return self
+
+    def export(self) -> None:
+        """Set nnU-Net's variables for this process and its children, before the first import of nnunetv2."""
+        for variable, path in zip(NNUNET_VARIABLES, (self.raw, self.preprocessed, self.results), strict=True):
+            os.environ[variable] = str(path)
 
     def dataset_name(self, dataset_id: int) -> str:
         """The folder name ``DatasetXXX_Name`` of an id, wherever in the workspace it is found.

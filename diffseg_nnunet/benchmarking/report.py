@@ -196,6 +196,11 @@ def _markdown(found: Findings) -> Iterator[str]:
     )
     legality = found.legality
     yield f"FLARE22-legal: **{'yes' if legality.legal else 'no'}**. {legality.reason}"
+    yield (
+        "One plan serves all runs (spacing, and for CT the intensities that are normalised by). It is made of all "
+        "labelled cases, tested ones and those beyond a budget included, as nnU-Net plans a cross-validation; or it is "
+        "that of the checkpoint it was planned from."
+    )
     if found.groups:
         yield main_table(found.groups)
         yield " ".join(filter(None, (METHOD, reach(found.groups))))

@@ -23,7 +23,7 @@ from diffseg_nnunet.evaluation.report import SCORES_JSON
 from diffseg_nnunet.evaluation.structures import match_structures
 from diffseg_nnunet.pipeline import manifest, planning, preprocessing, stages
 from diffseg_nnunet.pipeline.device import prepare_device, release_memory
-from diffseg_nnunet.pipeline.evaluating import evaluate
+from diffseg_nnunet.pipeline.evaluating import evaluate, not_scorable
 from diffseg_nnunet.pipeline.label_budgets import draw_budget
 from diffseg_nnunet.pipeline.planning import PlanRequest
 from diffseg_nnunet.pipeline.project import Project
@@ -39,7 +39,8 @@ from diffseg_nnunet.training.schedules import split_iterations
 from diffseg_nnunet.training.settings import PretrainingSettings, TrainingSettings
 from diffseg_nnunet.verification import listed
 
-TRACEBACK, PLAN = "traceback.txt", "plan.json"
+TRACEBACK, PLAN, NETWORKS = "traceback.txt", "plan.json", "networks"
+_PREPARED = ("verify", "plan", "preprocess")
 
 
 @dataclass
@@ -62,7 +63,7 @@ class Benchmark:
     """A benchmark of one data set.
 
     Attributes:
-        output: folder of the report.
+        output: folder of the report, and of the networks.
         device: "auto", "cpu" or "cuda".
         given: a pretrained checkpoint that all strategies but the twin start from; None: each fold is pretrained.
     """
@@ -73,6 +74,11 @@ class Benchmark:
     device: str = "auto"
     given: Path | None = None
     pretrainings: Pretrainings = field(default_factory=Pretrainings)
+
+    @property
+    def networks(self) -> Project:
+        """The data set with results of the benchmark's own: what else was trained of it stays as it is."""
+        return replace(self.project, workspace=replace(self.project.workspace, results=self.output / NETWORKS))
 
     @property
     def plan_request(self) -> PlanRequest:
@@ -160,15 +166,36 @@ class Benchmark:
         for each in (project, *self._pool()):
             verify(each)
         request = self.plan_request
+        self._refuse_another_plan(request)
         planning.plan(project, request)
+        if (why := not_scorable(project)) is not None:
+            raise BadInputError(why, "Convert the images, and benchmark them.")
         write_json(self.output / PLAN, request.to_json())
         project.configuration(protocol.configuration)
         preprocessing.preprocess(project, (protocol.configuration,))
+        self.networks.manifest.adopt(project.manifest, _PREPARED)
         folds = self.divisions()
         refuse_copies(project, self._pool(), folds)
         if self.given is not None:
             self._refuse_unusable(self.given, folds)
         return folds
+
+    def _refuse_another_plan(self, request: PlanRequest) -> None:
+        """Raises BadInputError if the data set would be planned anew under networks that were trained by its plan."""
+        project = self.project
+        if request == planning.last_request(project):
+            return
+        trained = [
+            name
+            for name, stage in project.manifest.read()["stages"].items()
+            if name.startswith(("pretrain/", "train/", "refine/")) and stage["status"] == "finished"
+        ]
+        if trained:
+            raise BadInputError(
+                f"{project.name} is planned otherwise, and has networks of that plan ({listed(trained)}).",
+                "Leave the plan's options out, or benchmark another data set of the same images (--id), or in another "
+                "--workspace.",
+            )
 
     def _refuse_unusable(self, given: Path, folds: tuple[Division, ...]) -> None:
         """Raises BadInputError if a checkpoint does not fit the plan, or has seen a test case; warns where that cannot
@@ -210,11 +237,11 @@ class Benchmark:
         release_memory(prepare_device(self.device))
 
     def _complete(self, run: Run, division: Division, base: int, signature: str) -> None:
-        project, protocol, folder = self.project, self.protocol, run.folder(self.output)
+        project, protocol, folder = self.networks, self.protocol, run.folder(self.output)
         drawn = draw_budget(project, protocol.configuration, base, run.labels, run.seed)
         inputs, known = self._inputs(run, drawn), RunRecord.read(folder)
         if known is not None and known.is_result_of(signature, inputs) and (folder / SCORES_JSON).is_file():
-            # its network may be gone by now: another benchmark of the data set trains in the same folder
+            # its network may be gone by now: scores are what a benchmark keeps
             project.reporter.info(f"{run.name}: scored before, unchanged")
             return
         if (kept := set_aside_other(run, self.output, signature, inputs)) is not None:
@@ -298,7 +325,7 @@ class Benchmark:
     def _pretrain(self, base: int, division: Division) -> None:
         protocol = self.protocol
         checkpoint = self.given or stages.pretrain(
-            self.project,
+            self.networks,
             protocol.configuration,
             base,
             self.device,

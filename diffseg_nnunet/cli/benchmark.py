@@ -67,7 +67,8 @@ def benchmark(
     spacing: Annotated[tuple[float, float, float] | None, _option(_PLANNED, "Z Y X")] = None,
     unlabeled: Annotated[list[int] | None, _option(f"Data sets to pretrain on, too. {_PLANNED}", "ID ...")] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Report folder; else in the data set's results.")
+        Path | None,
+        typer.Option("--output", "-o", help="Folder of report and networks; else in the data set's results."),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List the runs, what is done, and how long it takes.")
@@ -112,12 +113,17 @@ def benchmark(
     for option, value in (("--pretrain-iterations", pretrain_iterations), ("--pretrain-seed", pretrain_seed)):
         if pretrained is not None and value is not None:
             raise BadInputError(f"{option} does not go with --pretrained.", "Leave one of them out.")
+    for option, value in (("--split", split), ("--fold", fold)):
+        if test_cases and value:
+            raise BadInputError(f"{option} does not go with --test-cases, which are a split.", "Leave one of them out.")
     number = _dataset(protocol, source, dataset_id, workspace, dry_run)
     if number is None:
         return
     with open_project(workspace, number) as project:
-        folder = output or project.results / f"benchmark_{protocol.name}"
-        _run(project, Benchmark(project, protocol, folder, device, pretrained), dry_run)
+        folder = (output or project.results / f"benchmark_{protocol.name}").resolve()
+        benchmark = Benchmark(project, protocol, folder, device, pretrained)
+        benchmark.networks.workspace.export()  # before nnU-Net reads where results go
+        _run(project, benchmark, dry_run)
 
 
 def _dataset(

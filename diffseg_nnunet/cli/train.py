@@ -152,8 +152,10 @@ def train(
         from diffseg_nnunet.evaluation.tables import summary_table
 
         evaluation = evaluate_validation(project, strategy, configuration, chosen)
-        project.reporter.console.print(summary_table(evaluation))
         project.reporter.info(f"model: {checkpoint}")
+        if evaluation is None:
+            return
+        project.reporter.console.print(summary_table(evaluation))
         for failure in evaluation.failures:
             project.reporter.warn(f"{failure.case} was not scored: {failure.reason}")
         if evaluation.failures:

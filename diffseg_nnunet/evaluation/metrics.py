@@ -25,7 +25,7 @@ DEFINITIONS = {
     "nsd": "Share of the area of both surfaces that lies within the tolerance of the other surface, 0 to 1 "
     "(Nikolov et al., arXiv:1809.04430).",
     "hd95_mm": "Larger of the two directed 95th percentiles of surface distance, weighted by surface area, in mm "
-    "(as in deepmind's surface-distance, compute_robust_hausdorff).",
+    "(as in deepmind's surface-distance, compute_robust_hausdorff). Of an image of one slice, surfaces are contours.",
     "assd_mm": "Mean surface distance over the area of both surfaces together, in mm.",
     "volume_error_ml": "|P| - |R| in ml: above 0 where the prediction is too large.",
     "volume_error_relative": "(|P| - |R|) / |R|.",
@@ -66,6 +66,7 @@ def score_structure(
     prediction: NDArray[np.bool_],
     spacing_mm: Sequence[float],
     tolerance_mm: float,
+    slice_axis: int | None = None,
 ) -> StructureScores:
     """Compare two masks of one structure; both masks may be exchanged without changing DSC, NSD and HD95.
 
@@ -74,6 +75,7 @@ def score_structure(
         prediction: bool mask of the same shape.
         spacing_mm: voxel spacing in mm, in the order of the masks' axes.
         tolerance_mm: distance in mm within which two surfaces count as one (NSD).
+        slice_axis: across which the whole image is a single slice, whose surfaces are contours; None: it is a volume.
 
     Returns:
         The scores; where a mask is empty, by ABSENT_STRUCTURE_RULES.
@@ -92,7 +94,11 @@ def score_structure(
     if n_reference and n_prediction:
         shared = int(np.count_nonzero(reference & prediction))
         dsc, iou = 2 * shared / (n_reference + n_prediction), shared / (n_reference + n_prediction - shared)
-        surfaces = surface_distances(reference, prediction, spacing_mm)
+        kept = [axis for axis in range(reference.ndim) if axis != slice_axis]
+        shape = [reference.shape[axis] for axis in kept]
+        surfaces = surface_distances(
+            reference.reshape(shape), prediction.reshape(shape), [spacing_mm[axis] for axis in kept]
+        )
         nsd, hd95_mm = surfaces.dice(tolerance_mm), surfaces.hausdorff_mm(HD95_PERCENT)
         assd_mm = surfaces.average_mm()
     elif n_reference or n_prediction:

@@ -60,6 +60,8 @@ def score_label_maps(
     """
     if reference.shape != prediction.shape:
         raise ValueError(f"Reference {reference.shape} and prediction {prediction.shape} differ in shape.")
+    # the official scripts take a single slice for a volume
+    slice_axis = None if protocol.file_axes or 1 not in reference.shape else reference.shape.index(1)
     reference_boxes, prediction_boxes = label_boxes(reference), label_boxes(prediction)
     scored = {}
     for structure in structures:
@@ -71,7 +73,7 @@ def score_label_maps(
         if ignore is not None:
             counted = reference[box] != ignore
             masks = [mask & counted for mask in masks]
-        scored[structure.name] = _score(masks[0], masks[1], structure, spacing_mm, protocol)
+        scored[structure.name] = _score(masks[0], masks[1], structure, spacing_mm, protocol, slice_axis)
     return scored
 
 
@@ -81,6 +83,7 @@ def _score(
     structure: Structure,
     spacing_mm: Sequence[float],
     protocol: Protocol,
+    slice_axis: int | None,
 ) -> Scored:
     volumes = volumes_ml(int(np.count_nonzero(reference)), int(np.count_nonzero(prediction)), spacing_mm)
     in_reference, in_prediction = volumes["reference_ml"] > 0, volumes["prediction_ml"] > 0
@@ -94,7 +97,7 @@ def _score(
             return Scored(_undefined(volumes), OFFICIAL_SCRIPT_CRASHES)
     if protocol.file_axes:
         reference, prediction, spacing_mm = reference.T, prediction.T, tuple(spacing_mm)[::-1]
-    scores = score_structure(reference, prediction, spacing_mm, structure.tolerance_mm)
+    scores = score_structure(reference, prediction, spacing_mm, structure.tolerance_mm, slice_axis)
     nsd = 0.0 if scores.dsc < protocol.least_dsc_for_nsd else scores.nsd
     return Scored(
         replace(scores, dsc=_rounded(scores.dsc, protocol.digits), nsd=_rounded(nsd, protocol.digits), **volumes)

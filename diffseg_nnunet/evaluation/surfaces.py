@@ -1,9 +1,11 @@
 """Surfaces of two masks, their areas, and how far each lies from the other: computed once for NSD, HD95 and ASSD.
 
 A surface element sits at every corner between voxels whose 2 x 2 x 2 neighbours are not all in or all out of the mask;
-its area is that of the marching-cubes triangles there. Definitions, kernel and areas are those of Nikolov et al.,
-arXiv:1809.04430, in deepmind's surface-distance, whose tables are used here. Its own distances come from two distance
-transforms and a sort in Python; a search tree over the corners gives the same numbers several times as fast.
+its area is that of the marching-cubes triangles there. In a single slice, whose every voxel would be surface above and
+below, it sits between 2 x 2 pixels, and has the length of the contour there. Definitions, kernel and areas are those of
+Nikolov et al., arXiv:1809.04430, in deepmind's surface-distance, whose tables are used here. Its own distances come
+from two distance transforms and a sort in Python; a search tree over the corners gives the same numbers several times
+as fast.
 """
 
 from __future__ import annotations
@@ -17,8 +19,15 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 from surface_distance import lookup_tables
 
-_FULL = 255
-_WEIGHTS = lookup_tables.ENCODE_NEIGHBOURHOOD_3D_KERNEL.astype(np.uint8)
+_WEIGHTS = {
+    2: lookup_tables.ENCODE_NEIGHBOURHOOD_2D_KERNEL.astype(np.uint8),
+    3: lookup_tables.ENCODE_NEIGHBOURHOOD_3D_KERNEL.astype(np.uint8),
+}
+_FULL = {2: 15, 3: 255}
+_SIZES = {
+    2: lookup_tables.create_table_neighbour_code_to_contour_length,
+    3: lookup_tables.create_table_neighbour_code_to_surface_area,
+}
 
 
 @dataclass(frozen=True)
@@ -28,7 +37,7 @@ class SurfaceDistances:
     Attributes:
         from_reference_mm: distance of every element of the reference to the prediction's surface, mm, shape (n,).
         from_prediction_mm: likewise, of the prediction's elements, shape (m,).
-        reference_mm2: areas of the reference's elements, in the same order.
+        reference_mm2: areas of the reference's elements, in the same order; in a slice lengths, mm.
         prediction_mm2: likewise.
     """
 
@@ -63,7 +72,8 @@ def surface_distances(
     """The surfaces of two masks and the distances between them.
 
     Args:
-        reference: bool mask with a voxel in it at least, three axes; beyond its border everything is out.
+        reference: bool mask with a voxel in it at least, three axes, or two of a single slice; beyond its border
+            everything is out.
         prediction: the same, of the same shape.
         spacing_mm: voxel spacing in mm, in the order of the axes.
 
@@ -72,7 +82,7 @@ def surface_distances(
     """
     spacing = np.asarray(spacing_mm, dtype=float)
     codes = [_neighbour_codes(mask) for mask in (reference, prediction)]
-    borders = [(code != 0) & (code != _FULL) for code in codes]
+    borders = [(code != 0) & (code != _FULL[code.ndim]) for code in codes]
     if not all(border.any() for border in borders):
         raise ValueError("There is no surface in an empty mask.")
     areas_of_code = _areas(tuple(spacing.tolist()))
@@ -88,13 +98,13 @@ def surface_distances(
 
 
 def _neighbour_codes(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """One code a corner, shape of the mask + 1: which of its eight neighbours are in the mask."""
+    """One code a corner, shape of the mask + 1: which of its eight neighbours, or four, are in the mask."""
     padded = np.pad(mask, 1).view(np.uint8)
     shape = tuple(side - 1 for side in padded.shape)
     codes = np.zeros(shape, dtype=np.uint8)
-    for offset in np.ndindex(2, 2, 2):
+    for offset in np.ndindex((2,) * mask.ndim):
         corner = tuple(slice(start, start + side) for start, side in zip(offset, shape, strict=True))
-        codes += padded[corner] * _WEIGHTS[offset]
+        codes += padded[corner] * _WEIGHTS[mask.ndim][offset]
     return codes
 
 
@@ -118,5 +128,5 @@ def _percentile(distances: NDArray[np.float64], areas: NDArray[np.float64], perc
 
 @lru_cache(maxsize=64)
 def _areas(spacing_mm: tuple[float, ...]) -> NDArray[np.float64]:
-    """Area in mm2 of a surface element by neighbour code, shape (256,)."""
-    return lookup_tables.create_table_neighbour_code_to_surface_area(spacing_mm)
+    """Area in mm2 of a surface element by neighbour code, shape (256,); in a slice its length in mm, shape (16,)."""
+    return _SIZES[len(spacing_mm)](spacing_mm)

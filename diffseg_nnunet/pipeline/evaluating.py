@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from diffseg_nnunet.evaluation.comparison import Comparison, compare
-from diffseg_nnunet.evaluation.folders import Evaluation, evaluate_folders
+from diffseg_nnunet.evaluation.folders import FILE_ENDINGS, Evaluation, evaluate_folders
 from diffseg_nnunet.evaluation.labels import read_label_names
 from diffseg_nnunet.evaluation.protocols import PLAIN, Protocol
 from diffseg_nnunet.evaluation.report import SCORES_JSON, read_report, write_comparison, write_report
@@ -71,18 +71,35 @@ def compare_evaluations(prediction: Evaluation, against: Evaluation, output: Pat
     return comparison
 
 
+def not_scorable(project: Project) -> str | None:
+    """Why the data set's segmentations cannot be scored, as a sentence; None where they can."""
+    ending = project.dataset_json()["file_ending"]
+    if ending in FILE_ENDINGS:
+        return None
+    return (
+        f"{project.name} has {ending} files, which say no spacing, so distances cannot be scored; nnU-Net's DSC is in "
+        "each fold's validation/summary.json. Scores want images as NIfTI, NRRD or MHA."
+    )
+
+
 def evaluate_validation(
     project: Project, strategy: str, configuration: str, fold: int | str, of: str = VALIDATION
-) -> Evaluation:
+) -> Evaluation | None:
     """Report on the validation cases of a trained fold, in its folder ``validation_report``; done once.
 
     Args:
         of: the folder of predictions within the fold's; that of the report is named after it.
+
+    Returns:
+        None, and a warning, where the data set's files cannot be scored.
     """
     # with torch, which `diffseg evaluate` can do without
     from diffseg_nnunet.pipeline.starting import FINAL
     from diffseg_nnunet.training.checkpoint import file_digest
 
+    if (why := not_scorable(project)) is not None:
+        project.reporter.warn(why)
+        return None
     folder = project.model_folder(strategy, configuration) / f"fold_{fold}"
     report, predictions, ending = folder / f"{of}_report", folder / of, project.dataset_json()["file_ending"]
     stage = f"evaluate/{strategy}/{configuration}/fold_{fold}" + ("" if of == VALIDATION else f"/{of}")

@@ -157,6 +157,11 @@ class Manifest:
             },
         )
 
+    def adopt(self, other: Manifest, stages: tuple[str, ...]) -> None:
+        """Take over another manifest's records of stages whose names begin so: what is done there is done here, too."""
+        records = {name: record for name, record in other.read()["stages"].items() if name.startswith(stages)}
+        self._update(lambda content: content["stages"].update(records))
+
     def last_run(self) -> dict[str, Any]:
         """The options the last `diffseg run` was given, empty if there was none."""
         return self.read().get("last_run", {})

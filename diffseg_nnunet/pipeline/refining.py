@@ -11,6 +11,7 @@ from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.inference.export import is_exported
 from diffseg_nnunet.inference.predictor import require_trained
 from diffseg_nnunet.pipeline.device import prepare_device
+from diffseg_nnunet.pipeline.evaluating import not_scorable
 from diffseg_nnunet.pipeline.jobs import Job, run_job
 from diffseg_nnunet.pipeline.preprocessing import require_preprocessed
 from diffseg_nnunet.pipeline.project import Project
@@ -64,6 +65,8 @@ def refine(
     """
     if width is not None and (width < 1 or width % HEADS):
         raise BadInputError(f"--width {width} is no multiple of {HEADS}.", f"Give {', '.join(map(str, WIDTHS))}.")
+    if (why := not_scorable(project)) is not None:
+        raise BadInputError(f"Whether a refiner helps could not be told: {why}", "Convert the images, and train again.")
     device = prepare_device(device_name)
     plans = project.plans()
     planned = stage_plan(plans, configuration, "training")

@@ -11,7 +11,7 @@ from typing import Any
 
 from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.evaluation.statistics import Evaluation
-from diffseg_nnunet.pipeline.evaluating import evaluate_validation
+from diffseg_nnunet.pipeline.evaluating import evaluate_validation, not_scorable
 from diffseg_nnunet.pipeline.planning import explained
 from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.pipeline.refiner_selection import Comparison
@@ -169,8 +169,11 @@ def _fold(project: Project, stages: Mapping[str, Mapping[str, Any]], trained: Tr
         parts.append(Paragraph("Trained on all cases: scores would be of cases that it has seen, and are left out."))
     else:
         evaluation = evaluate_validation(project, trained.trainer, trained.configuration, trained.fold)
-        parts += score_parts(evaluation)
-        parts += _pictures(project, folder, evaluation, pictured)
+        if evaluation is None:
+            parts.append(Paragraph(str(not_scorable(project)), warning=True))
+        else:
+            parts += score_parts(evaluation)
+            parts += _pictures(project, folder, evaluation, pictured)
     parts += _curves(folder, trained.title)
     return Section(trained.title, parts)
 

@@ -145,7 +145,9 @@ def run(project: Project, request: RunRequest) -> RunResult:
     evaluations = {}
     for configuration in configurations:
         for fold in request.folds:
-            evaluations[configuration, fold] = _train_fold(project, request, configuration, fold, len(configurations))
+            evaluation = _train_fold(project, request, configuration, fold, len(configurations))
+            if evaluation is not None:
+                evaluations[configuration, fold] = evaluation
     refiners = _refine(project, request, configurations)
     selected = _select(project, request, configurations)
     failed = _predict_test(project, request, configurations, selected, refiners)
@@ -168,7 +170,9 @@ def _report_mirroring(project: Project, plans: Mapping[str, Any]) -> None:
         project.reporter.warn(mirroring["warning"])
 
 
-def _train_fold(project: Project, request: RunRequest, configuration: str, fold: Fold, members: int) -> Evaluation:
+def _train_fold(
+    project: Project, request: RunRequest, configuration: str, fold: Fold, members: int
+) -> Evaluation | None:
     strategy, pretrained = request.strategy, None
     if strategy != "scratch":
         pretrained = _pretrain(project, request, configuration, fold if request.pretrain_on == "fold" else "all")

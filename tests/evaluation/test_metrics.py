@@ -290,3 +290,29 @@ def test_wrong_arguments_are_named(change: dict, message: str) -> None:
     arguments |= {side: np.zeros(SHAPE, dtype=bool) for side in ("reference", "prediction")}
     with pytest.raises(ValueError, match=message):
         score_structure(**(arguments | change))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    hnp.arrays(bool, SHAPE[1:], elements=st.booleans()),
+    hnp.arrays(bool, SHAPE[1:], elements=st.booleans()),
+    spacings,
+    st.integers(0, 2),
+)
+def test_a_single_slice_is_scored_as_surface_distance_scores_it_in_2d(
+    a: np.ndarray, b: np.ndarray, spacing_mm: tuple[float, ...], axis: int
+) -> None:
+    a[0, 0] = b[-1, -1] = True
+    in_slice = [side for other, side in enumerate(spacing_mm) if other != axis]
+    theirs = surface_distance.compute_surface_distances(a, b, in_slice)
+    ours = score_structure(np.expand_dims(a, axis), np.expand_dims(b, axis), spacing_mm, 1.0, axis)
+    assert ours.nsd == pytest.approx(surface_distance.compute_surface_dice_at_tolerance(theirs, 1.0))
+    assert ours.hd95_mm == pytest.approx(surface_distance.compute_robust_hausdorff(theirs, 95))
+    assert ours.assd_mm == pytest.approx(
+        np.average(
+            np.concatenate([theirs["distances_gt_to_pred"], theirs["distances_pred_to_gt"]]),
+            weights=np.concatenate([theirs["surfel_areas_gt"], theirs["surfel_areas_pred"]]),
+        )
+    )
+    volume = score_structure(np.expand_dims(a, axis), np.expand_dims(b, axis), spacing_mm, 1.0)
+    assert (ours.dsc, ours.iou, ours.reference_ml) == (volume.dsc, volume.iou, volume.reference_ml)

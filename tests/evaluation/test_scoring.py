@@ -63,3 +63,20 @@ def test_organs_in_neither_map_are_left_out(name: str) -> None:
 def test_maps_of_other_shapes_are_refused() -> None:
     with pytest.raises(ValueError, match="differ in shape"):
         scores_of(np.zeros((2, 2, 2), int), np.zeros((2, 2, 3), int), {"a": ((1,), (1,))})
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_moving_a_square_within_a_single_slice_moves_its_contour(axis: int) -> None:
+    """Not the pixels within it, each of which is surface above and below for who takes the slice for a volume."""
+    reference, prediction = np.zeros((2, 60, 60), np.uint8)
+    reference[10:40, 10:40] = prediction[10:40, 14:44] = 1
+    maps = [np.expand_dims(each, axis) for each in (reference, prediction)]
+    structure = Structure("organ", (1,), (1,), 1.0)
+    scored = score_label_maps(*maps, [structure], (1.0, 1.0, 1.0))["organ"].scores
+    assert scored.hd95_mm == 4.0
+    assert scored.nsd < 0.6
+    volume = [np.repeat(each, 30, axis) for each in maps]
+    solid = score_label_maps(*volume, [structure], (1.0, 1.0, 1.0))["organ"].scores
+    assert solid.hd95_mm == 4.0
+    official = find_protocol("flare22")
+    assert score_label_maps(*maps, [structure], (1.0, 1.0, 1.0), official)["organ"].scores.hd95_mm < 4.0

@@ -60,18 +60,20 @@ def test_killed_and_gone_on_with(planned_project: TinyProject) -> None:
     )
     assert record(twin) == first
     check_report(project, output, record(tuned))
-    check_given_checkpoint(project, project.pretrained() / "checkpoint_final.pth", output)
+    given = output / "networks" / project.name / project.pretrained().relative_to(project.results)
+    check_given_checkpoint(project, given / "checkpoint_final.pth", output)
     check_another_benchmark(project, record(twin), record(tuned), output)
 
 
 def check_another_benchmark(project: TinyProject, *records: Any) -> None:
-    """Of the same data set and labels, with another plan and length, it trains in the same folders: what was scored
-    before is not trained again, and what this benchmark was planned with comes back."""
+    """Of the same data set and labels, with another plan and length: what was scored before is not trained again, and
+    what this benchmark was planned with comes back."""
     *runs, output = records
     before = json.loads((output / "benchmark.json").read_text())
     shorter = ("benchmark", "few-label", 1, *WHAT, "--iterations", 4, "--pretrain-iterations", 3, "--gpu-memory", 1.1)
-    other, again = project.diffseg.in_one_process([(*shorter, "-o", project.folder / "shorter"), COMMAND])
-    assert "is kept as" in other.ok().out.replace("\n", " ")
+    # one process each: nnU-Net reads once where results go
+    other, again = (project.diffseg(*each) for each in ((*shorter, "-o", project.folder / "shorter"), COMMAND))
+    assert "is kept as" not in other.ok().out.replace("\n", " ")
     assert again.ok().out.count("scored before, unchanged") == 2
     assert "epoch" not in again.out
     after = json.loads((output / "benchmark.json").read_text())
@@ -82,8 +84,9 @@ def check_another_benchmark(project: TinyProject, *records: Any) -> None:
 def check_given_checkpoint(project: TinyProject, given: Path, earlier: Path) -> None:
     folder, seen = project.folder / "given", project.splits()[0]["train"][0]
     from_it = ("benchmark", "few-label", 1, *WHAT, "--iterations", 6, "--pretrained", given)
-    run, on_seen, lengths = project.diffseg.in_one_process(
-        [(*from_it, "-o", folder), (*from_it, "--test-cases", seen), (*from_it, "--pretrain-iterations", 6)]
+    run = project.diffseg(*from_it, "-o", folder)
+    on_seen, lengths = project.diffseg.in_one_process(
+        [(*from_it, "--test-cases", seen), (*from_it, "--pretrain-iterations", 6)]
     )
     run.ok()
     manifest, before = (json.loads((each / "benchmark.json").read_text()) for each in (folder, earlier))
@@ -112,7 +115,9 @@ def check_report(project: TinyProject, output: Path, tuned: dict[str, Any]) -> N
     assert {run["state"] for run in manifest["runs"].values()} == {"finished"}
     assert tuned["labelled_cases"] == len(drawn["train"]) == 1
     assert tuned["seconds"] > 0
-    settings = [project.stage(f"train/{name}/3d_fullres/fold_5")["settings"] for name in ("scratch", "finetune")]
+    own = json.loads((output / "networks" / project.name / "diffseg_run.json").read_text())["stages"]
+    settings = [own[f"train/{name}/3d_fullres/fold_5"]["settings"] for name in ("scratch", "finetune")]
+    assert not [name for name in project.manifest()["stages"] if name.startswith(("train", "pretrain"))]
     assert settings[1] == settings[0] | {"transfer": "encoder", "fold_timestep": None}, "the twin has the same budget"
     assert settings[0]["seed"] == 3
     assert settings[0]["initial_lr"] is None, "`diffseg run` keeps what was asked for: the rate is the optimizer's"
@@ -129,6 +134,20 @@ def check_report(project: TinyProject, output: Path, tuned: dict[str, Any]) -> N
         assert (output / picture).read_bytes().startswith(b"\x89PNG")
 
 
+def test_what_is_trained_already_stays_as_it_is(project: TinyProject) -> None:
+    """A benchmark of a data set that has networks, with other lengths; and with another plan, which is refused."""
+    models = {path: path.stat().st_mtime_ns for path in project.results.rglob("fold_0/checkpoint_final.pth")}
+    assert len(models) == 2
+    stages = project.manifest()["stages"]
+    project.diffseg(*COMMAND, "--gpu-memory", 1.1).refused("is planned otherwise, and has networks", "--id")
+    project.diffseg(*COMMAND).ok()
+    assert {path: path.stat().st_mtime_ns for path in models} == models
+    assert project.manifest()["stages"] == stages
+    # nor does a label budget's network, in the place of a user's own, join what is exported
+    exported = project.diffseg("export", 1, "--stock", "model.zip").ok()
+    assert "model.zip: fold_0\n" in exported.out
+
+
 def test_bad_input(planned_project: TinyProject) -> None:
     project = planned_project
     before = project.manifest()
@@ -141,6 +160,7 @@ def test_bad_input(planned_project: TinyProject) -> None:
         (*command, "--strategies", "magic"): ("--strategies magic is not known", "finetune"),
         (*command, "--test-cases", "phantom_000", "nobody"): ("no labelled case nobody", "phantom_000"),
         (*command, "--evaluation", "btcv13"): ("There is no protocol 'btcv13'",),
+        (*command, "--test-cases", "phantom_000", "--fold", 1): ("--fold does not go with --test-cases",),
         ("benchmark", "btcv", 1): ("do not make the split '24/6'", "--test-cases"),
         ("benchmark", "btcv", project.folder / "phantom", "--id", 1): ("The id belongs to Dataset001_Phantom",),
     }

@@ -64,3 +64,14 @@ def test_coordinates_are_refused_and_finished_work_stays(diffseg: CommandLine, r
     empty.refused("pool to pretrain on is empty", "imagesUn")
     assert "finished before, unchanged" in again.ok().out
     assert not list(results.rglob("superseded_*"))
+
+
+def test_they_are_trained_on_and_said_not_to_be_scored(diffseg: CommandLine, results: Path) -> None:
+    train = ("train", 1, "--strategy", "scratch", "--iterations", 1, "--optimizer", "adamw")
+    lines = [("plan", 1, *LIGHT), ("preprocess", 1, "-c", "3d_fullres"), train, ("refine", 1, "--strategy", "scratch")]
+    *_, trained, refined = diffseg.in_one_process(lines)
+    assert "has .tif files, which say no spacing" in trained.ok().out.replace("\n", " ")
+    assert len(list(results.glob("DiffSegTrainerScratch__*/fold_0/validation/*.tif"))) == 1
+    refined.refused("Whether a refiner helps could not be told", ".tif")
+    diffseg("report", 1).ok()
+    assert "which say no spacing" in (results / "report.html").read_text()

@@ -123,7 +123,10 @@ def benchmark(
         folder = (output or project.results / f"benchmark_{protocol.name}").resolve()
         benchmark = Benchmark(project, protocol, folder, device, pretrained)
         benchmark.networks.workspace.export()  # before nnU-Net reads where results go
-        _run(project, benchmark, dry_run)
+        try:
+            _run(project, benchmark, dry_run)
+        finally:
+            project.workspace.export()
 
 
 def _dataset(

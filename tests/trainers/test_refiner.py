@@ -244,7 +244,10 @@ def test_a_prior_that_is_not_finite_skips_the_step(new_refiner: NewTrainer, mode
     assert np.isfinite(outcome["tp_hard"]).all()
 
 
-def test_an_image_whose_prior_is_not_finite_is_told_and_others_are_refined(new_refiner: NewTrainer) -> None:
+_NOT_FINITE = r"not finite in \d+ window\(s\)\. Look at the scan with"
+
+
+def test_an_image_of_which_nothing_finite_is_said_is_told_and_others_are_refined(new_refiner: NewTrainer) -> None:
     trainer = taught(new_refiner(diffusion={"timesteps": 2}))
     trainer.build_loaders()
     trainer.set_deep_supervision_enabled(False)
@@ -252,9 +255,13 @@ def test_an_image_whose_prior_is_not_finite_is_told_and_others_are_refined(new_r
     image = torch.randn(1, 26, 30, 40, generator=torch.Generator().manual_seed(0))
     for threshold in (None, 0.5):
         predictor.options = replace(predictor.options, threshold_bits=threshold)
-        with pytest.raises(BadInputError, match=r"not finite in \d+ window\(s\): .* Look at the scan with"):
+        with pytest.raises(BadInputError, match=_NOT_FINITE):
             predictor.predict_sliding_window_return_logits(torch.full_like(image, torch.nan))
         assert predictor.predict_sliding_window_return_logits(image).isfinite().all()
+    with torch.no_grad():
+        trainer.refiner.out.bias.fill_(torch.nan)
+    with pytest.raises(BadInputError, match=_NOT_FINITE):
+        predictor.predict_sliding_window_return_logits(image)
 
 
 def test_2d(new_trainer: NewTrainer) -> None:

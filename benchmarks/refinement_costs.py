@@ -40,7 +40,7 @@ def prediction_costs(refinements: Sequence[Refinement]) -> dict[str, dict[str, f
         "plain": ({**first.environment, NNUNET_VARIABLES[2]: str(own)}, ())
     }
     for refinement in refinements:
-        if refinement.segmentor == segmentor and not refinement.variant.endswith("alternate"):
+        if refinement.segmentor == segmentor:
             contenders[WORDS[refinement.variant]] = (refinement.environment, ("--refine",))
     threshold = ("--refine", "--refine-threshold", THRESHOLD_BITS)
     contenders[f"{WORDS[first.variant]}, above {THRESHOLD_BITS} bits"] = (first.environment, threshold)

@@ -18,6 +18,8 @@ UNCERTAINTY_FOLDER = "uncertainty"
 READER = "SimpleITKIO"
 """nnU-Net's reader whose arrays have the axes of SimpleITK's; the map takes its geometry from the segmentation."""
 
+_SLAB = 8  # slices
+
 Measure = Callable[[Tensor], Tensor]
 """From probabilities (classes, *shape) to the uncertainty of each voxel, float32 (*shape)."""
 
@@ -46,7 +48,16 @@ def write_map(probabilities: Path, segmentation: Path, target: Path, measure: Me
         measure: of the uncertainty.
     """
     with np.load(probabilities) as content:
-        found = measure(torch.from_numpy(content["probabilities"]))
+        found = _in_slabs(torch.from_numpy(content["probabilities"]), measure)
     image = sitk.GetImageFromArray(found.numpy())
     image.CopyInformation(sitk.ReadImage(str(segmentation)))
     sitk.WriteImage(image, str(target), useCompression=True)
+
+
+def _in_slabs(probabilities: Tensor, measure: Measure) -> Tensor:
+    """The measure of a whole image: on the way it holds further copies of all classes, of some slices only."""
+    found = torch.empty(probabilities.shape[1:])
+    for start in range(0, len(found), _SLAB):
+        part = slice(start, start + _SLAB)
+        found[part] = measure(probabilities[:, part])
+    return found

@@ -16,6 +16,7 @@ from diffseg_nnunet.pipeline.planning import explained
 from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.pipeline.refiner_selection import Comparison
 from diffseg_nnunet.pipeline.refining import REFINE
+from diffseg_nnunet.pipeline.starting import FINAL
 from diffseg_nnunet.raw_dataset import Case
 from diffseg_nnunet.report.page import Paragraph, Part, Picture, Section, Table, write_page
 from diffseg_nnunet.report.scores import PAGE, score_parts
@@ -168,14 +169,24 @@ def _fold(project: Project, stages: Mapping[str, Mapping[str, Any]], trained: Tr
     if trained.fold == "all":
         parts.append(Paragraph("Trained on all cases: scores would be of cases that it has seen, and are left out."))
     else:
-        evaluation = evaluate_validation(project, trained.trainer, trained.configuration, trained.fold)
-        if evaluation is None:
-            parts.append(Paragraph(str(not_scorable(project)), warning=True))
-        else:
-            parts += score_parts(evaluation)
-            parts += _pictures(project, folder, evaluation, pictured)
+        try:
+            parts += _scores(project, trained, folder, pictured)
+        except BadInputError as error:
+            parts.append(Paragraph(f"Not scored: {error}", warning=True))
     parts += _curves(folder, trained.title)
     return Section(trained.title, parts)
+
+
+def _scores(project: Project, trained: TrainedFold, folder: Path, pictured: int) -> Iterator[Part]:
+    if not (folder / FINAL).is_file():
+        yield Paragraph(f"{folder / FINAL} is no longer there.", warning=True)
+        return
+    evaluation = evaluate_validation(project, trained.trainer, trained.configuration, trained.fold)
+    if evaluation is None:
+        yield Paragraph(str(not_scorable(project)), warning=True)
+        return
+    yield from score_parts(evaluation)
+    yield from _pictures(project, folder, evaluation, pictured)
 
 
 def _pictures(project: Project, folder: Path, evaluation: Evaluation, most: int) -> Iterator[Part]:

@@ -40,6 +40,9 @@ def test_a_trained_project(project: TinyProject) -> None:
     assert "not finished" in text
     assert "cannot be shown" in text
     assert not case.exists()
+    (project.model("DiffSegTrainer") / "fold_0" / "checkpoint_final.pth").unlink()
+    project.diffseg("report", 1, "-o", "other.html").ok()
+    assert "checkpoint_final.pth is no longer there" in (project.folder / "other.html").read_text(encoding="utf-8")
 
 
 def test_a_planned_project(planned_project: TinyProject) -> None:

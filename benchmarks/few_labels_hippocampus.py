@@ -1,9 +1,11 @@
 """Few labels on the Decathlon's hippocampus: fine-tuning against the from-scratch twin, tested on fold 0.
 
 Usage: python benchmarks/few_labels_hippocampus.py TASK_FOLDER WORKSPACE [--budgets 2cases 16cases 160cases]
-           [--seeds 0] [--strategies finetune] [--iterations 600] [--pretrain-iterations 1000] [--no-report]
+           [--seeds 0 1 2] [--strategies finetune] [--iterations 600] [--pretrain-iterations 1000] [--no-report]
+           [--measured]
 
-Pretraining sees the images of fold 0's 160 training cases only. What is done is not done twice.
+Pretraining sees the images of fold 0's 160 training cases only. What is done is not done twice; with `--measured` what
+is done is reported, and nothing else is run.
 """
 
 from __future__ import annotations
@@ -26,8 +28,9 @@ def main() -> None:
     parser.add_argument("source", type=Path, help="Task04_Hippocampus")
     parser.add_argument("workspace", type=Path, help="made and filled here; may exist")
     add_benchmark_arguments(
-        parser, budgets=["2cases", "16cases", "160cases"], seeds=[0], iterations=600, pretrain_iterations=1000
+        parser, budgets=["2cases", "16cases", "160cases"], seeds=[0, 1, 2], iterations=600, pretrain_iterations=1000
     )
+    parser.add_argument("--measured", action="store_true", help="report on what is done, and run nothing")
     options = parser.parse_args()
     prepare(options.source, options.workspace)
     output = options.workspace / "few_labels"
@@ -35,6 +38,7 @@ def main() -> None:
         *("benchmark", "few-label", ID, "--workspace", options.workspace, "-o", output, "--optimizer", "adamw"),
         *("--budgets", *options.budgets, "--seeds", *options.seeds, "--strategies", *options.strategies),
         *("--iterations", options.iterations, "--pretrain-iterations", options.pretrain_iterations),
+        *(("--report-only",) if options.measured else ()),
     )
     if not options.no_report:
         write_section("few-labels-hippocampus", _report(options, output))
@@ -56,7 +60,7 @@ def prepare(source: Path, workspace: Path) -> None:
 
 def _report(options: argparse.Namespace, output: Path) -> str:
     plan = " ".join(str(part) for part in PLAN)
-    single = " One draw of labels, one network a row: p is of these networks." if len(options.seeds) == 1 else ""
+    single = " Where a row is of one seed, p is of these two networks."
     return (
         "## Few labels: hippocampus\n\nScript: `benchmarks/few_labels_hippocampus.py`. MSD Task04, 200 cases, fold 0: "
         f"40 cases are tested on. Plan `{plan}`, patches of {'×'.join(map(str, PATCH))}, {BATCH} a batch. "

@@ -73,6 +73,9 @@ def benchmark(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List the runs, what is done, and how long it takes.")
     ] = False,
+    report_only: Annotated[
+        bool, typer.Option("--report-only", help="Report on the runs that have finished, and run none.")
+    ] = False,
     device: Device = "auto",
     workspace: Workspace = None,
 ) -> None:
@@ -124,7 +127,10 @@ def benchmark(
         benchmark = Benchmark(project, protocol, folder, device, pretrained)
         benchmark.networks.workspace.export()  # before nnU-Net reads where results go
         try:
-            _run(project, benchmark, dry_run)
+            if report_only:
+                _report(benchmark)
+            else:
+                _run(project, benchmark, dry_run)
         finally:
             project.workspace.export()
 
@@ -203,6 +209,16 @@ def _run(project: Project, benchmark: Benchmark, dry_run: bool) -> None:
         project.reporter.warn(f"{run.name} did not finish; {benchmark.output / TABLE_MD} says why")
     if failed:
         raise typer.Exit(EXIT_FAILURE)
+
+
+def _report(benchmark: Benchmark) -> None:
+    from diffseg_nnunet.benchmarking.report import TABLE_MD, write_benchmark_report
+    from diffseg_nnunet.errors import BadInputError
+
+    if "finished" not in benchmark.preview().values():
+        raise BadInputError(f"No run of this benchmark has finished in {benchmark.output}.", "Leave out --report-only.")
+    _show(benchmark.project, write_benchmark_report(benchmark, benchmark.divisions()))
+    benchmark.project.reporter.info(f"report: {benchmark.output / TABLE_MD}")
 
 
 def _show(project: Project, found: Findings) -> None:

@@ -32,6 +32,7 @@ def test_killed_and_gone_on_with(planned_project: TinyProject) -> None:
     project = planned_project
     output = project.results / "benchmark_few-label"
     twin, tuned = (output / "runs" / f"seed3_fold0_1case_{strategy}" for strategy in ("scratch", "finetune"))
+    project.diffseg(*COMMAND, "--report-only").refused("No run of this benchmark has finished")
     listed = project.diffseg(*COMMAND, "--dry-run").ok().out
     assert listed.count("to do") == 2 + 1  # each run, and their sum
     assert not output.exists()
@@ -45,6 +46,8 @@ def test_killed_and_gone_on_with(planned_project: TinyProject) -> None:
     running.kill()
     first = record(twin)
     assert first["status"] == "finished", first["reason"]
+    project.diffseg(*COMMAND, "--report-only").ok()
+    assert "1 finished, 1 to do" in (output / "table.md").read_text()
     assert not (tuned / "run.json").exists()
     checkpoints = {path: path.stat().st_mtime_ns for path in project.results.rglob("fold_*/checkpoint_final.pth")}
 

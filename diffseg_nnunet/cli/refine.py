@@ -42,11 +42,11 @@ def refine(
     ] = 0.6,
     samples: Annotated[
         int, typer.Option(min=1, help="Masks drawn and averaged in the validation, and by default in predictions.")
-    ] = 8,
+    ] = 4,
     sampling_steps: Annotated[
-        int | None,
-        typer.Option(min=1, help="Of the reverse process there; else T.", show_default=False),
-    ] = None,
+        int,
+        typer.Option(min=1, help="Of the reverse process there. Each takes a pass of the refiner a sample and window."),
+    ] = 1,
     sampler: Annotated[str, typer.Option(help="Of these steps: ddim or ancestral.")] = "ddim",
     checkpoint: Annotated[
         Path | None,
@@ -70,7 +70,7 @@ def refine(
         check_choice("--segmentor", segmentor, ("frozen", "alternate"))
         check_choice("--schedule", schedule, ("cosine", "linear_beta", "linear_alpha_bar"))
         check_choice("--sampler", sampler, ("ddim", "ancestral"))
-        if sampling_steps is not None and sampling_steps > steps:
+        if sampling_steps > steps:
             raise BadInputError(
                 f"--sampling-steps {sampling_steps} are more than the {steps} time steps of the training.",
                 f"Give --sampling-steps 1 to {steps}.",

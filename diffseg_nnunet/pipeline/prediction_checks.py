@@ -48,7 +48,7 @@ def check_refiners(project: Project, request: PredictionRequest) -> None:
         if request.uncertainty and options.samples == 1:
             raise BadInputError(
                 "One sample of a refiner does not tell how sure it is: --uncertainty maps the entropy of several.",
-                "Give --samples 8, or predict without --uncertainty.",
+                "Give --samples 4, or predict without --uncertainty.",
             )
         for fold, content in zip(request.folds, refiners, strict=True):
             place, record = Path(f"fold_{fold}") / request.checkpoint, content["segmentor"]

@@ -44,9 +44,12 @@ class RefinementSettings(TrainingSettings):
         degrade: share of the samples of which the refiner is shown what the segmentor says of a worse view, less surely
             [default]: of training cases it is surer than of new ones
             (:mod:`~diffseg_nnunet.refinement.degradation`).
-        samples: masks drawn and averaged where the refiner is used, by default 8 [default]: one draw of the posterior
+        samples: masks drawn and averaged where the refiner is used, by default 4 [default]: one draw of the posterior
             lies further from the truth than the prior's most probable class, the mean of a few does not.
-        sampling_steps: of the reverse process where the refiner is used; None: the diffusion's T [code].
+        sampling_steps: of the reverse process where the refiner is used, by default 1 [default]: the first estimate is
+            of each voxel's posterior already, while later ones say much of what was drawn voxel by voxel, and a map of
+            classes asks for no more (benchmarks/RESULTS.md, "What a refiner's layers speak of"); None: the
+            diffusion's T [code].
         sampler: of these steps, "ddim" or "ancestral".
     """
 
@@ -65,8 +68,8 @@ class RefinementSettings(TrainingSettings):
     skip_limit: int = 10
     diffusion: BernoulliSettings = field(default_factory=BernoulliSettings)
     degrade: float = 0.6
-    samples: int = 8
-    sampling_steps: int | None = None
+    samples: int = 4
+    sampling_steps: int | None = 1
     sampler: BernoulliSampler = "ddim"
 
     def __post_init__(self) -> None:

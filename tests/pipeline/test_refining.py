@@ -153,7 +153,7 @@ def test_what_does_not_go_together(refined: TinyProject, tmp_path: Path) -> None
     cases = {
         ("--samples", 2): "Add --refine",
         ("--refine", "--steps", 3): "was trained with 2",
-        ("--refine", "--samples", 1, "--uncertainty"): "Give --samples 8, or predict without --uncertainty",
+        ("--refine", "--samples", 1, "--uncertainty"): "Give --samples 4, or predict without --uncertainty",
         ("--refine", "-f", 1): "Run `diffseg refine` for fold 1 first",
         ("--refine", "--strategy", "scratch"): "is of --strategy finetune",
     }

@@ -384,7 +384,7 @@ def test_what_is_refused_leaves_finished_predictions_as_they_are(
     assert len(list(output.glob("*.nii.gz"))) == 1
     refused = {
         "was trained with 2. Give --steps 1 to 2": {"refine": RefineOptions(steps=20)},
-        "Give --samples 8, or predict without --uncertainty": {"uncertainty": True},
+        "Give --samples 4, or predict without --uncertainty": {"uncertainty": True},
         "is of --strategy scratch": {"strategy": "finetune"},
         "There is no trained model .*DiffSegTrainerScratch": {"refined_structures": ("lungs",)},
         "for fold 1 first": {"folds": (0, 1)},

@@ -35,9 +35,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--iterations", type=int, default=200, help="of every refiner")
-    parser.add_argument("--width", type=int, default=16, help="of the refiner's first stage")
+    parser.add_argument("--width", type=int, default=8, help="of the refiner's first stage")
     parser.add_argument("--samples", type=int, default=4, help="averaged")
-    parser.add_argument("--sampling-steps", type=int, default=2, help="of the reverse process, trained with 10")
+    parser.add_argument("--sampling-steps", type=int, default=1, help="of the reverse process, trained with 10")
     parser.add_argument("--tuning-scans", type=int, default=6, help="of each segmentor that has any, the first")
     parser.add_argument("--measured", action="store_true", help="report what is measured, and leave out all else")
     parser.add_argument("--no-report", action="store_true")
@@ -73,7 +73,7 @@ def _settings(options: argparse.Namespace, refinements: Sequence[Refinement], pa
 
 
 def _report(options: argparse.Namespace, refinements: Sequence[Refinement]) -> str:
-    source: Source = options.source
+    source, default = options.source, RefinementSettings()
     tuning, test, alone = (_settings(options, refinements, part) for part in (TUNING, TEST, ALONE))
     untuned = sorted({each.segmentor.labels for each in refinements if not each.segmentor.tuning})
     none_left = f" With {' and '.join(untuned)} no training scan is left to choose by." if untuned else ""
@@ -83,8 +83,9 @@ def _report(options: argparse.Namespace, refinements: Sequence[Refinement]) -> s
 Script: `benchmarks/refinement.py`. The segmentors are those that `benchmarks/{source.script}` fine-tuned, \
 seeds {", ".join(map(str, options.seeds))} (other labelled cases for each). Each refiner has {options.iterations} \
 iterations, width {options.width}, patches of {"×".join(map(str, source.patch))}, T = 10, and averages \
-{options.samples} samples of {options.sampling_steps} DDIM steps; the command's defaults are 40,000 iterations and 8 \
-samples of 10 steps. "Before" is the segmentor as it was, predicted with test-time mirroring as it is refined; \
+{options.samples} samples of {options.sampling_steps} DDIM step(s); the command's defaults are {default.iterations:,} \
+iterations and {default.samples} samples of {default.sampling_steps} step(s). "Before" is the segmentor as it was, \
+predicted with test-time mirroring as it is refined; \
 `alternate` trains a copy of it on. Protocol `plain`, NSD at 1 mm. The refiners learn from the segmentor's own \
 labelled cases alone.
 
@@ -95,7 +96,7 @@ correction over the rows. What one side does not define (the HD95 of a structure
 ### Training scans without labels: what is to be chosen
 
 Scans that may be trained and tuned on, and whose labels the segmentor and its refiner have not seen: \
-{options.tuning_scans} for each seed. The command's default is {WORDS[RefinementSettings().segmentor]}.
+{options.tuning_scans} for each seed. The command's default is {WORDS[default.segmentor]}.
 
 {chosen}
 

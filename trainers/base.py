@@ -236,7 +236,9 @@ class DiffSegTrainerBase(nnUNetTrainer):
             self._precision_sample = None
             self.print_to_log_file(f"precision: {reason}")
             for network in self.learning():
-                prefer_channels_last(network, self.device, self._autocast_dtype)
+                # torch's wrapper adds up gradients by the layout that weights had when it was made
+                if not isinstance(network, DistributedDataParallel):
+                    prefer_channels_last(network, self.device, self._autocast_dtype)
 
     def _certain_dtype(self) -> tuple[torch.dtype | None, str] | None:
         """Autocast dtype on the CPU and the reason, where no comparison is needed."""

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from diffseg_nnunet.cli.arguments import Workspace
+
 if TYPE_CHECKING:
     from diffseg_nnunet.cli.console import ConsoleReporter
     from diffseg_nnunet.evaluation.statistics import Evaluation
@@ -59,6 +61,7 @@ def evaluate(
         int | None, typer.Option(min=1, help="Cases compared at once; default: the cores.", show_default=False)
     ] = None,
     worst: Annotated[int, typer.Option(min=0, help="How many of the worst cases to name.")] = 5,
+    workspace: Workspace = None,  # as every command takes it; folders are all that is read here
 ) -> None:
     """DSC, IoU, NSD, HD95, ASSD and volumes per case and structure, with confidence intervals, as JSON, CSV
     and a page (report.html).

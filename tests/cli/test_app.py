@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 COMMANDS = (
     *("doctor", "verify", "dataset", "plan", "preprocess", "pretrain", "sample", "train", "predict", "coordinates"),
-    *("labels", "evaluate", "run", "export", "demo", "convert msd", "convert folder", "convert auto"),
+    *("labels", "evaluate", "refine", "benchmark", "run", "report", "export", "demo"),
+    *("convert msd", "convert folder", "convert auto"),
 )
 HEAVY = ("torch", "nnunetv2", "monai", "SimpleITK", "pandas", "scipy", "matplotlib")
 

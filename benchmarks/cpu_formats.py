@@ -1,8 +1,8 @@
 """What a training iteration takes on this CPU, by floating-point format and by how weights lie in memory.
 
-Usage: python benchmarks/cpu_formats.py --of WORKSPACE ID [--of WORKSPACE ID ...] [--repeats 6] [--block 5]
+Usage: python benchmarks/cpu_formats.py WORKSPACE ID [--repeats 6] [--block 5]
 
-The data sets are planned and preprocessed. The formats take turns in one process, on the same kept batches.
+The data set is planned and preprocessed. The formats take turns in one process, on the same kept batches.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ KEPT_BATCHES = WARM_UP = 3
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--of", nargs=2, action="append", required=True, metavar=("WORKSPACE", "ID"))
+    parser.add_argument("workspace", type=Path)
+    parser.add_argument("id", type=int)
     parser.add_argument("--repeats", type=int, default=6)
     parser.add_argument("--block", type=int, default=5, help="iterations of one turn")
     options = parser.parse_args()
-    device, rows = prepare_device("cpu"), []
-    for workspace, dataset in options.of:
-        project = Project.open(Workspace.locate(Path(workspace).resolve()).activate(), int(dataset))
-        trainers = {name: _trainer(project, device, name) for name in (BASE, OURS, BF16)}
-        rows += _rows(project, trainers, _take_turns(trainers, options.repeats, options.block))
-    write_section("cpu-formats", _report(options, rows))
+    device = prepare_device("cpu")
+    project = Project.open(Workspace.locate(options.workspace.resolve()).activate(), options.id)
+    trainers = {name: _trainer(project, device, name) for name in (BASE, OURS, BF16)}
+    rows = _rows(trainers, _take_turns(trainers, options.repeats, options.block))
+    write_section(f"cpu-formats-{project.name}", _report(options, project.name, rows))
 
 
 def _trainer(project: Project, device: torch.device, name: str) -> tuple[Any, list[dict]]:
@@ -75,7 +75,7 @@ def _take_turns(trainers: dict[str, tuple[Any, list[dict]]], repeats: int, block
     return times
 
 
-def _rows(project: Project, trainers: dict[str, Any], times: dict[str, list[list[float]]]) -> list[list[str]]:
+def _rows(trainers: dict[str, Any], times: dict[str, list[list[float]]]) -> list[list[str]]:
     plan = next(iter(trainers.values()))[0].configuration_manager
     features = plan.network_arch_init_kwargs["features_per_stage"][0]
     patch = f"{plan.batch_size} × {'×'.join(map(str, plan.patch_size))}"
@@ -83,19 +83,19 @@ def _rows(project: Project, trainers: dict[str, Any], times: dict[str, list[list
     for name, of_repeats in times.items():
         middle, low, high = ratio(of_repeats, times[BASE])
         over = "1" if name == BASE else f"**{middle:.2f}** ({low:.2f} to {high:.2f})"
-        rows.append([project.name, features, patch, name, f"{np.median(np.concatenate(of_repeats)):.3f}", over])
+        rows.append([features, patch, name, f"{np.median(np.concatenate(of_repeats)):.3f}", over])
     return rows
 
 
-def _report(options: argparse.Namespace, rows: list[list[str]]) -> str:
+def _report(options: argparse.Namespace, dataset: str, rows: list[list[str]]) -> str:
     taken = BF16 if cpu_gains_by_bf16() else OURS
     return (
-        "## Floating-point formats on a CPU\n\nScript: `benchmarks/cpu_formats.py`. Seconds of a training iteration, "
-        f"loading excluded, AdamW, {torch.get_num_threads()} thread(s): {options.repeats} turns of {options.block} "
+        f"## Floating-point formats on a CPU: {dataset}\n\nScript: `benchmarks/cpu_formats.py`. Seconds of a training "
+        f"iteration, loading excluded, AdamW, {torch.get_num_threads()} thread(s): {options.repeats} turns of {options.block} "
         "iterations each, in turn in one process; medians, and the ratio of medians (least and largest of the turns). "
         "`bfloat16` is autocast, with weights as torch lays them out. This CPU's instructions for bfloat16: "
         f"{', '.join(cpu_bf16_instructions() or []) or 'none'}; trainings on it take {taken}.\n\n"
-        + table(["data set", "features", "batch", "format", "seconds", "over float32"], rows)
+        + table(["features", "batch", "format", "seconds", "over float32"], rows)
     )
 
 

@@ -125,7 +125,7 @@ def cpu_gains_by_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     """Whether convolutions take less time in bfloat16 than in float32 on this CPU.
 
     By its flags and maker, not by a measurement, which would differ from run to run. Intel's vector instructions for
-    bfloat16 are slower than its float32 (benchmarks/RESULTS.md, "Floating-point formats on a CPU"); its AMX is not.
+    bfloat16 are no faster than its float32 (benchmarks/RESULTS.md, "Floating-point formats on a CPU"); its AMX is not.
     """
     instructions = cpu_bf16_instructions(cpuinfo) or []
     if instructions == ["avx512_bf16"]:

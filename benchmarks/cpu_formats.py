@@ -92,8 +92,8 @@ def _report(options: argparse.Namespace, dataset: str, rows: list[list[str]]) ->
     return (
         f"## Floating-point formats on a CPU: {dataset}\n\nScript: `benchmarks/cpu_formats.py`. Seconds of a training "
         f"iteration, loading excluded, AdamW, {torch.get_num_threads()} thread(s): {options.repeats} turns of "
-        f"{options.block} iterations each, in turn in one process; medians, and the ratio of medians (least and largest "
-        "of the turns). "
+        f"{options.block} iterations each, in turn in one process; medians, and the ratio of medians (least and "
+        "largest of the turns). "
         "`bfloat16` is autocast, with weights as torch lays them out. This CPU's instructions for bfloat16: "
         f"{', '.join(cpu_bf16_instructions() or []) or 'none'}; trainings on it take {taken}.\n\n"
         + table(["features", "batch", "format", "seconds", "over float32"], rows)

@@ -33,7 +33,7 @@ Defect of the released code (3.8) → what is done here; those missing here conc
 7   ᾱ_{t-1} wraps around at index 0                                     a row of its own, ᾱ = 1 before index 0
 8   the segmentor has to return its loss, too                          losses take prior and features, from wherever
 9   priors of 0 and 1                                                   clamped to [1e-4, 1 - 1e-4]; losses by log-odds
-10  full precision is the default, the paper's is binary                full precision by choice: refined no better
+10  full precision is the default, the paper's is binary                full precision by choice: it refined no worse
 11  BerDiff's mean loses a term                                         the marginal is tested by enumeration
 13  list of condition channels read as characters                       a checked tuple, from the planner
 16  square grids of tokens, nine classes                                any grid, any number of classes

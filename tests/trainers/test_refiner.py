@@ -349,7 +349,7 @@ def test_validation_refines_as_predictions_will(new_refiner: NewTrainer) -> None
     assert RefineOptions(seed=5).completed(settings) == used
     assert RefineOptions(steps=4, samples=1, sampler="ddim").completed(settings) == RefineOptions(4, 1, "ddim")
     old = {name: value for name, value in stored.items() if name not in asked}
-    assert RefineOptions().completed(RefinementSettings(**old)) == RefineOptions(10, 8, "ddim")
+    assert RefineOptions().completed(RefinementSettings(**old)) == RefineOptions(1, 4, "ddim")
 
 
 @pytest.mark.parametrize(

@@ -24,12 +24,16 @@ def predict(
     postprocessing: Annotated[
         Path | None, typer.Option(help="nnU-Net's postprocessing.pkl to apply.", show_default=False)
     ] = None,
+    npz: Annotated[
+        bool,
+        typer.Option("--npz", "--save_probabilities", help="Also write probabilities, .npz and .pkl as nnU-Net does."),
+    ] = False,
     uncertainty: Annotated[
         bool,
         typer.Option(
             "--uncertainty",
-            help="Also write a map of each voxel's uncertainty: how much the voters of a pixel ensemble disagree, 0 to "
-            "1, or with --refine the entropy of the probabilities in bits.",
+            help="Also write a map of each voxel's uncertainty: the entropy of the probabilities in bits; of a pixel "
+            "ensemble how much the voters disagree, 0 to 1.",
         ),
     ] = False,
     refine: Annotated[
@@ -87,6 +91,7 @@ def predict(
             strategy=strategy,
             mirroring=not no_mirroring,
             postprocessing=postprocessing,
+            probabilities=npz,
             uncertainty=uncertainty,
             refine=options if refine else None,
         )

@@ -62,14 +62,30 @@ def export_case(
             str(partial / case),
             with_probabilities or uncertainty is not None,
         )
-        if uncertainty is not None:
-            written = partial / UNCERTAINTY_FOLDER / f"{case}{file_ending}"
-            for place in (written.parent, folder / UNCERTAINTY_FOLDER):
-                place.mkdir(exist_ok=True)
-            write_map(partial / f"{case}.npz", partial / f"{case}{file_ending}", written, uncertainty)
-            publish(written, folder / UNCERTAINTY_FOLDER)
-        for ending in endings(file_ending, with_probabilities):
-            publish(partial / f"{case}{ending}", folder)
+        publish_case(partial, folder, case, file_ending, with_probabilities, uncertainty)
+
+
+def publish_case(
+    partial: Path, folder: Path, case: str, file_ending: str, with_probabilities: bool, uncertainty: Measure | None
+) -> None:
+    """Move a finished case out of `partial`, its segmentation last; a map of its uncertainty is made on the way.
+
+    Args:
+        partial: holds the segmentation, and nnU-Net's ``.npz`` and ``.pkl`` where they are published or measured.
+        folder, case, with_probabilities, uncertainty: as of :func:`export_case`.
+        file_ending: of the segmentation.
+
+    Raises:
+        OSError: as :func:`publish`.
+    """
+    if uncertainty is not None:
+        written = partial / UNCERTAINTY_FOLDER / f"{case}{file_ending}"
+        for place in (written.parent, folder / UNCERTAINTY_FOLDER):
+            place.mkdir(exist_ok=True)
+        write_map(partial / f"{case}.npz", partial / f"{case}{file_ending}", written, uncertainty)
+        publish(written, folder / UNCERTAINTY_FOLDER)
+    for ending in endings(file_ending, with_probabilities):
+        publish(partial / f"{case}{ending}", folder)
 
 
 def export_for_next_stage(

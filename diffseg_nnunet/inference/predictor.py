@@ -17,6 +17,7 @@ from diffseg_nnunet.errors import BadInputError, StageFailedError
 from diffseg_nnunet.inference.export import export_case, is_exported
 from diffseg_nnunet.inference.preprocessing import preprocess_case
 from diffseg_nnunet.inference.uncertainty import Measure
+from diffseg_nnunet.inference.voting import plans_to_predict_with
 from diffseg_nnunet.raw_dataset import Case
 
 CaseProgress = Callable[[int, int, str], None]
@@ -43,6 +44,7 @@ def load_predictor(
     predictor = nnUNetPredictor(use_mirroring=mirroring, device=device, allow_tqdm=False)
     # nnU-Net's own checkpoint format, which is a pickle: only models of this workspace are read here
     predictor.initialize_from_trained_model_folder(str(model_folder), tuple(folds), checkpoint)
+    predictor.plans_manager = plans_to_predict_with(predictor.plans_manager, predictor.network)
     return predictor
 
 

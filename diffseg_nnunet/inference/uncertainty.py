@@ -11,7 +11,6 @@ import SimpleITK as sitk
 import torch
 from torch import Tensor
 
-from diffseg_nnunet.probing.ensemble import shares_behind, vote_entropy
 from diffseg_nnunet.refinement.sampling import entropy_bits
 
 UNCERTAINTY_FOLDER = "uncertainty"
@@ -22,11 +21,6 @@ _SLAB = 8  # slices
 
 Measure = Callable[[Tensor], Tensor]
 """From probabilities (classes, *shape) to the uncertainty of each voxel, float32 (*shape)."""
-
-
-def disagreement(probabilities: Tensor) -> Tensor:
-    """Entropy of votes, 0 (all agree) to 1, where the probabilities are a softmax of the shares of the votes."""
-    return vote_entropy(shares_behind(probabilities))
 
 
 def entropy(regions: bool) -> Measure:

@@ -18,6 +18,7 @@ from diffseg_nnunet.atomic import remove_leftovers
 from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.inference.export import export_case, export_for_next_stage, is_exported
 from diffseg_nnunet.inference.folders import VALIDATION
+from diffseg_nnunet.inference.voting import plans_to_predict_with
 from diffseg_nnunet.training import processes
 
 
@@ -71,7 +72,7 @@ def predictor_of(
         network = trainer.network.module if trainer.is_ddp else trainer.network
     predictor.manual_initialization(
         network,
-        trainer.plans_manager,
+        plans_to_predict_with(trainer.plans_manager, network),
         trainer.configuration_manager,
         None,
         trainer.dataset_json,

@@ -8,20 +8,22 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from diffseg_nnunet import registry
 from diffseg_nnunet.atomic import full_disk_named, write_json
 from diffseg_nnunet.errors import BadInputError
-from diffseg_nnunet.inference.export import is_exported, partial_folder, publish
+from diffseg_nnunet.inference.export import endings, is_exported, partial_folder, publish, publish_case
 from diffseg_nnunet.inference.merging import merge_files_of_labels
 from diffseg_nnunet.inference.predictor import FailedCase, load_predictor, predict_cases
 from diffseg_nnunet.inference.refining import RefineOptions, load_refining_predictor
-from diffseg_nnunet.inference.uncertainty import UNCERTAINTY_FOLDER, Measure, disagreement, entropy
+from diffseg_nnunet.inference.uncertainty import UNCERTAINTY_FOLDER, Measure, entropy
 from diffseg_nnunet.pipeline.device import prepare_device
-from diffseg_nnunet.pipeline.prediction_checks import check_refiners, require_measure, require_models
+from diffseg_nnunet.pipeline.prediction_checks import check_refiners, require_maps, require_models
 from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.pipeline.records import image_stamps, read_record
 from diffseg_nnunet.pipeline.refining import REFINE
 from diffseg_nnunet.pipeline.starting import FINAL, Fold
 from diffseg_nnunet.planning.hardware import worker_count
+from diffseg_nnunet.probing.ensemble import vote_entropy
 from diffseg_nnunet.raw_dataset import DATASET_JSON, Case, read_json_object, split_channel, visible_files
 from diffseg_nnunet.training.checkpoint import file_digest
 
@@ -39,8 +41,9 @@ class PredictionRequest:
         strategy: the trainer's registered name.
         mirroring: test-time mirroring over the axes the plan allows.
         postprocessing: nnU-Net's postprocessing.pkl to apply, None for none.
-        uncertainty: also write maps of the uncertainty: how much the voters of a pixel ensemble disagree, or, with a
-            refiner, the entropy of the probabilities.
+        probabilities: also write the classes' probabilities, ``.npz`` and ``.pkl`` as nnU-Net does.
+        uncertainty: also write maps of the uncertainty: how much the voters of a pixel ensemble disagree, and of all
+            else the entropy of the probabilities.
         checkpoint: file name within the folds.
         refine: how the folds' refiners are used; None: not at all.
         refined_structures: take these structures alone from the refined segmentation; None: all.
@@ -51,6 +54,7 @@ class PredictionRequest:
     strategy: str = "finetune"
     mirroring: bool = True
     postprocessing: Path | None = None
+    probabilities: bool = False
     uncertainty: bool = False
     checkpoint: str = FINAL
     refine: RefineOptions | None = None
@@ -117,8 +121,8 @@ def predict(
 
     Raises:
         BadInputError: a model is not trained, the refiners do not go together or with the request, `source` has no
-            images, it is the same folder as `output`, or there are no votes to tell the uncertainty by; what is in
-            `output` is left as it is.
+            images, it is the same folder as `output`, or the uncertainty cannot be told; what is in `output` is left
+            as it is.
     """
     if request.postprocessing is not None:
         _refuse_foreign_pickle(project, request.postprocessing)
@@ -127,8 +131,7 @@ def predict(
     require_models(project, request)
     if request.refine is not None:
         check_refiners(project, request)
-    if request.uncertainty:
-        require_measure(request, models[0])
+    require_maps(request, models[0])
     dataset_json = read_json_object(models[0] / DATASET_JSON)
     ending = dataset_json["file_ending"]
     cases, failed = input_cases(source, ending, len(dataset_json["channel_names"]))
@@ -137,7 +140,7 @@ def predict(
     model, inputs, previous = _model(project, request), image_stamps(cases), read_record(output / RECORD)
     known = previous.get("inputs", {}) if previous.get("model") == model else {}
     outdated = [case for case in cases if known.get(case.identifier) != inputs[case.identifier]]
-    exported = all(is_exported(output, case.identifier, ending, False) for case in cases)
+    exported = all(is_exported(output, case.identifier, ending, request.probabilities) for case in cases)
     if previous.get("finished") and not outdated and exported:
         return failed
     record = {"source": str(source), "model": model, "inputs": {**known, **inputs}}
@@ -148,7 +151,8 @@ def predict(
         if request.refined_structures is not None:
             failed += _predict_partly_refined(project, request, cases, output, device)
         elif len(request.configurations) == 1:
-            failed += _predict_one(project, request, request.configurations[0], cases, output, device, False)
+            (only,) = request.configurations
+            failed += _predict_one(project, request, only, cases, output, device, request.probabilities)
         else:
             failed += _predict_ensemble(project, request, cases, output, device)
         if request.postprocessing is not None:
@@ -183,7 +187,8 @@ def _model(project: Project, request: PredictionRequest) -> dict[str, Any]:
 def _discard(output: Path, outdated: Sequence[Case], file_ending: str) -> None:
     """Remove segmentations of another model or of other images, before the record says they were this model's."""
     for case in outdated:
-        (output / f"{case.identifier}{file_ending}").unlink(missing_ok=True)
+        for ending in reversed(endings(file_ending, with_probabilities=True)):
+            (output / f"{case.identifier}{ending}").unlink(missing_ok=True)
     if outdated:
         for pattern in (UNCERTAINTY_FOLDER, f"{_MEMBER}*", f"{_PREVIOUS_STAGE}*"):
             for folder in output.glob(pattern):
@@ -212,7 +217,7 @@ def _predict_one(
         save_probabilities=probabilities,
         previous_stage=previous_stage,
         skip_existing=True,
-        uncertainty=_measure(request, predictor) if request.uncertainty else None,
+        uncertainty=_measure(request, predictor.label_manager),
         progress=lambda done, total, case: project.reporter.progress(f"predict {configuration}", done, total),
     )
     if request.refine is not None and predictor.seen_voxels:
@@ -230,8 +235,11 @@ def _predictor(project: Project, request: PredictionRequest, configuration: str,
     return load_refining_predictor(model, request.folds, device, request.mirroring, request.checkpoint, request.refine)
 
 
-def _measure(request: PredictionRequest, predictor: Any) -> Measure:
-    return disagreement if request.refine is None else entropy(predictor.label_manager.has_regions)
+def _measure(request: PredictionRequest, labels: Any) -> Measure | None:
+    """Of the uncertainty, if it is asked for."""
+    if not request.uncertainty:
+        return None
+    return vote_entropy if registry.load("trainers", request.trainer).votes else entropy(labels.has_regions)
 
 
 def _predict_partly_refined(
@@ -262,27 +270,28 @@ def _predict_partly_refined(
 def _predict_ensemble(
     project: Project, request: PredictionRequest, cases: Sequence[Case], output: Path, device: Any
 ) -> list[FailedCase]:
-    """Average the softmax outputs of several configurations, by nnU-Net's own ensembling."""
+    """Average the probabilities of several configurations, by nnU-Net's own ensembling."""
     from nnunetv2.ensembling.ensemble import merge_files
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     model = project.model_folder(request.trainer, request.configurations[0])
     plans, dataset_json = read_json_object(model / "plans.json"), read_json_object(model / DATASET_JSON)
     ending = dataset_json["file_ending"]
-    missing = [case for case in cases if not is_exported(output, case.identifier, ending, False)]
-    folders, failed = [], []
+    missing = [case for case in cases if not is_exported(output, case.identifier, ending, request.probabilities)]
+    member, folders, failed = replace(request, uncertainty=False), [], []
     for configuration in request.configurations if missing else ():
         folders.append(output / f"{_MEMBER}{configuration}")
-        failed += _predict_one(project, request, configuration, missing, folders[-1], device, True)
+        failed += _predict_one(project, member, configuration, missing, folders[-1], device, True)
         # an ensemble needs the case from every member
         missing = [case for case in missing if case.identifier not in {f.case for f in failed}]
     manager = PlansManager(plans)
     writer, labels = manager.image_reader_writer_class(), manager.get_label_manager(dataset_json)
+    measure = _measure(request, labels)
     for case in [case.identifier for case in missing]:
         with partial_folder(output) as partial, full_disk_named(output / f"{case}{ending}"):
-            probabilities = [str(folder / f"{case}.npz") for folder in folders]
-            merge_files(probabilities, str(partial / case), ending, writer, labels)
-            publish(partial / f"{case}{ending}", output)
+            probabilities, kept = [str(folder / f"{case}.npz") for folder in folders], request.probabilities
+            merge_files(probabilities, str(partial / case), ending, writer, labels, kept or measure is not None)
+            publish_case(partial, output, case, ending, kept, measure)
     write_json(output / DATASET_JSON, dataset_json)
     write_json(output / "plans.json", plans)
     for folder in folders:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffseg_nnunet import registry
 from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.inference.predictor import require_trained
 from diffseg_nnunet.inference.refining import read_refiners
@@ -66,14 +65,15 @@ def check_refiners(project: Project, request: PredictionRequest) -> None:
                 )
 
 
-def require_measure(request: PredictionRequest, model: Path) -> None:
-    """Raises BadInputError if the request's model has no measure of uncertainty, or the map would lose its place."""
-    votes = registry.load("trainers", request.strategy).votes
-    if (request.refine is None and not votes) or len(request.configurations) > 1 or request.refined_structures:
+def require_maps(request: PredictionRequest, model: Path) -> None:
+    """Raises BadInputError if what is asked for beside labels would be of two predictions, or not lie on its image."""
+    if request.refined_structures and (request.uncertainty or request.probabilities):
         raise BadInputError(
-            "--uncertainty tells how much the voters of one pixel ensemble disagree, or how sure one refiner is.",
-            "Give --strategy pixel-ensemble or --refine, and one configuration.",
+            "Where structures are taken from two predictions, there are no probabilities of both.",
+            "Predict without --uncertainty and --npz, or refine all structures.",
         )
+    if not request.uncertainty:
+        return
     reader = read_json_object(model / "plans.json")["image_reader_writer"]
     if reader != READER:
         raise BadInputError(

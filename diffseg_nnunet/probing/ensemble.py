@@ -141,13 +141,6 @@ def draw_voxels(
     return torch.stack(torch.unravel_index(flat, target.shape[2:]), dim=-1)
 
 
-def shares_behind(probabilities: Tensor) -> Tensor:
-    """Shares of votes, of which nnU-Net took a softmax as if they were logits: (classes, ...), float32, in 0..1."""
-    logarithm = probabilities.float().clamp_min(torch.finfo(torch.float32).tiny).log()
-    # a softmax is undone up to a constant, and shares sum to 1
-    return (logarithm + (1 - logarithm.sum(0)) / len(logarithm)).clamp(0, 1)
-
-
 def vote_entropy(shares: Tensor) -> Tensor:
     """Disagreement of voters: the entropy of the shares of their votes, over its largest value (Dagan and Engelson,
     ICML 1995); 0 where all agree, 1 where the votes are spread evenly over all classes.

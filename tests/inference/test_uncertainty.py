@@ -9,10 +9,11 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-from diffseg_nnunet.inference.uncertainty import Measure, disagreement, entropy, write_map
+from diffseg_nnunet.inference.uncertainty import Measure, entropy, write_map
+from diffseg_nnunet.probing.ensemble import vote_entropy
 
 
-@pytest.mark.parametrize("measure", [entropy(False), entropy(True), disagreement])
+@pytest.mark.parametrize("measure", [entropy(False), entropy(True), vote_entropy])
 @pytest.mark.parametrize("slices", [1, 8, 19])
 def test_a_map_is_the_measure_of_the_whole_image(tmp_path: Path, measure: Measure, slices: int) -> None:
     generator = torch.Generator().manual_seed(0)

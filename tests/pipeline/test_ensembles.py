@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from scipy.special import entr
 
 from diffseg_nnunet.nnunet_shim import SHIM_FOLDER
 
@@ -59,10 +60,11 @@ def test_a_fold_whose_validation_cases_were_pretrained_on(several: TinyProject) 
 def test_two_folds(several: TinyProject) -> None:
     own, stock = several.folder / "own", several.folder / "stock"
     io = ("-d", 1, "-i", several.test_images, "-o")
-    ours = several.diffseg.start("predict", *io, own, "-f", 0, 1)
+    ours = several.diffseg.start("predict", *io, own, "-f", 0, 1, "--save_probabilities")
     several.diffseg.start_other(
         *(Path(sysconfig.get_path("scripts")) / "nnUNetv2_predict", *io, stock, "-c", "3d_fullres", "-f", 0, 1),
         *("-tr", "DiffSegTrainer", "-p", "DiffSegPlans", "-device", "cpu", "-npp", 0, "-nps", 0),
+        "--save_probabilities",
         **several.nnunet_variables(),
         nnUNet_extTrainer=SHIM_FOLDER,
     ).wait().ok()
@@ -72,6 +74,10 @@ def test_two_folds(several: TinyProject) -> None:
     assert first
     for name in first:
         np.testing.assert_array_equal(first[name], second[name])
+        stem = name.removesuffix(".nii.gz")
+        assert (own / f"{stem}.pkl").is_file()
+        with np.load(own / f"{stem}.npz") as content, np.load(stock / f"{stem}.npz") as expected:
+            np.testing.assert_allclose(content["probabilities"], expected["probabilities"], atol=1e-5)
 
 
 def test_two_configurations(several: TinyProject) -> None:
@@ -93,3 +99,11 @@ def test_two_configurations(several: TinyProject) -> None:
     written = {path: path.stat().st_mtime_ns for path in output.glob("*.nii.gz")}
     several.diffseg(*options).ok()
     assert {path: path.stat().st_mtime_ns for path in output.glob("*.nii.gz")} == written
+
+    several.diffseg(*options, "--npz", "--uncertainty").ok()
+    assert all((segmentations(output)[name] == array).all() for name, array in predicted.items())
+    for name in predicted:
+        with np.load(output / name.replace(".nii.gz", ".npz")) as content:
+            bits = entr(content["probabilities"]).sum(0) / np.log(2)
+        written_bits = sitk.GetArrayFromImage(sitk.ReadImage(str(output / "uncertainty" / name)))
+        np.testing.assert_allclose(written_bits, bits, atol=1e-4)

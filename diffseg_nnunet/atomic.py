@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
 import shutil
+import socket
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 TEMPORARY_PREFIX = ".partial-"
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
-_LEFTOVER = re.compile(re.escape(TEMPORARY_PREFIX) + r"(\d+)-(.+)")
+_LEFTOVER = re.compile(re.escape(TEMPORARY_PREFIX) + r"([0-9a-f]{8})-(\d+)-(.+)")
+_ABANDONED_S = 24 * 3600
+"""Untouched for so long, what a process of another machine was writing is taken for left behind."""
 _PROBE_BYTES = 2**20
 
 
@@ -31,24 +37,45 @@ def flush_to_disk(path: Path) -> None:
 
 def temporary_sibling(path: Path) -> Path:
     """A hidden name beside `path`, on the same file system, with the same ending (writers choose a format by it)."""
-    return path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{path.name}")
+    return path.with_name(f"{TEMPORARY_PREFIX}{_machine()}-{os.getpid()}-{path.name}")
+
+
+@cache
+def _machine() -> str:
+    """Tells machines, and containers of one machine, apart: within each a number is that of one process."""
+    try:
+        numbering = os.readlink("/proc/self/ns/pid")
+    except OSError:  # only Linux numbers the processes of containers by themselves
+        numbering = ""
+    return hashlib.sha256(f"{socket.gethostname()} {numbering}".encode()).hexdigest()[:8]
 
 
 def remove_leftovers(folder: Path, target: str | None = None) -> None:
     """Remove what killed processes left unfinished in `folder`: of one target's name, or of all.
 
-    What belongs to a living process of this machine stays.
+    What belongs to a living process of this machine stays, and what one of another machine may still be writing: the
+    nodes of a cluster share folders.
     """
-    from psutil import pid_exists
-
     for path in list(folder.iterdir()) if folder.is_dir() else ():
         match = _LEFTOVER.fullmatch(path.name)
-        if match is None or target not in (None, match[2]) or pid_exists(int(match[1])):
+        if match is None or target not in (None, match[3]) or not _is_abandoned(path, match[1], int(match[2])):
             continue
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+
+
+def _is_abandoned(path: Path, machine: str, process: int) -> bool:
+    from psutil import pid_exists
+
+    if machine == _machine():
+        return not pid_exists(process)
+    try:
+        touched = max(each.stat().st_mtime for each in (path, *path.rglob("*")))
+    except FileNotFoundError:  # at this moment it is being written
+        return False
+    return time.time() - touched > _ABANDONED_S
 
 
 def disk_is_full(folder: Path) -> bool:

@@ -13,7 +13,7 @@ WORKSPACE_VARIABLE = "DIFFSEG_WORKSPACE"
 DEFAULT_WORKSPACE = "diffseg_workspace"
 NNUNET_VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 
-_DATASET_FOLDER = re.compile(r"Dataset(\d{3})_(.+)")
+_DATASET_FOLDER = re.compile(r"Dataset(\d{3})_([^/]+)")
 
 
 @dataclass(frozen=True)
@@ -62,12 +62,16 @@ class Workspace:
         for variable, path in zip(NNUNET_VARIABLES, (self.raw, self.preprocessed, self.results), strict=True):
             os.environ[variable] = str(path)
 
-    def dataset_name(self, dataset_id: int) -> str:
+    def dataset_name(self, dataset: int | str) -> str:
         """The folder name ``DatasetXXX_Name`` of an id, wherever in the workspace it is found.
 
+        Args:
+            dataset: the id, also as text; or the folder name itself, as nnU-Net takes either.
+
         Raises:
-            BadInputError: no data set has this id, or several have.
+            BadInputError: no data set has this id or name, or several have the id.
         """
+        dataset_id, named = _as_id(dataset)
         names = {
             entry.name
             for root in (self.raw, self.preprocessed, self.results)
@@ -75,10 +79,10 @@ class Workspace:
             for entry in root.iterdir()
             if (match := _DATASET_FOLDER.fullmatch(entry.name)) and int(match[1]) == dataset_id
         }
-        if not names:
-            known = ", ".join(self.dataset_names()) or "none"
+        if not names or (named is not None and named not in names):
+            known, wanted = ", ".join(self.dataset_names()) or "none", named or f"with id {dataset_id}"
             raise BadInputError(
-                f"There is no data set with id {dataset_id} in {self.raw} (there: {known}).",
+                f"There is no data set {wanted} in {self.raw} (there: {known}).",
                 "Convert one with `diffseg convert`, or point --workspace at the right folder.",
             )
         if len(names) > 1:
@@ -93,6 +97,21 @@ class Workspace:
         if not self.raw.is_dir():
             return []
         return sorted(entry.name for entry in self.raw.iterdir() if _DATASET_FOLDER.fullmatch(entry.name))
+
+
+def is_dataset(text: str) -> bool:
+    """Whether this is how a data set is called: an id, or a folder name."""
+    return text.isdecimal() or _DATASET_FOLDER.fullmatch(text) is not None
+
+
+def _as_id(dataset: int | str) -> tuple[int, str | None]:
+    """The id, and the folder name if that was given."""
+    if isinstance(dataset, int):
+        return dataset, None
+    if not is_dataset(dataset):
+        raise BadInputError(f"'{dataset}' is no data set.", "Give its id, 1 to 999, or its name DatasetXXX_Name.")
+    match = _DATASET_FOLDER.fullmatch(dataset)
+    return (int(dataset), None) if match is None else (int(match[1]), dataset)
 
 
 def dataset_folder_name(dataset_id: int, name: str) -> str:

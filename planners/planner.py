@@ -141,6 +141,7 @@ class DiffSegPlanning:
             "memory": {
                 "budget_gib": self.options.budget.gib,
                 "budget_source": self.options.budget.source,
+                "bfloat16": self.options.budget.bfloat16,
                 "gpus": self.options.budget.gpus,
                 "rule": _MEMORY_RULE,
             },

@@ -138,12 +138,12 @@ def fit_refiner(
     Raises:
         BadInputError: none fits; the message says what would.
     """
-    shape = refined_shape(plans, configuration, dataset_json)
-    budget = diffseg_section(plans)["memory"]["budget_gib"]
+    shape, planned_memory = refined_shape(plans, configuration, dataset_json), diffseg_section(plans)["memory"]
+    budget, dtype = planned_memory["budget_gib"], PRETRAINING_DTYPE if planned_memory.get("bfloat16", True) else None
     planned = stage_plan(plans, configuration, "training")["batch_size"]
 
     def memory(width: int, batch: int) -> PeakMemory:
-        return refiner_memory(replace(shape, batch=batch), replace(settings, width=width))
+        return refiner_memory(replace(shape, batch=batch), replace(settings, width=width), dtype)
 
     least = min(LEAST_BATCH, planned)
     try:
@@ -154,7 +154,7 @@ def fit_refiner(
                 return FittedRefiner(candidate, batch, taken, planned)
     except ValueError as error:
         raise BadInputError(f"{configuration} has no refiner: {error}.", "Refine another configuration.") from error
-    raise _nothing_fits(configuration, settings, width, shape, least, budget)
+    raise _nothing_fits(configuration, settings, width, replace(shape, batch=least), budget, dtype)
 
 
 def _largest_batch(
@@ -183,13 +183,18 @@ def refined_shape(plans: Mapping[str, Any], configuration: str, dataset_json: Ma
 
 
 def _nothing_fits(
-    configuration: str, settings: RefinementSettings, width: int | None, shape: Shape, least: int, budget: float
+    configuration: str,
+    settings: RefinementSettings,
+    width: int | None,
+    shape: Shape,
+    budget: float,
+    dtype: torch.dtype | None,
 ) -> BadInputError:
     """What the user is told, with what would fit."""
     asked, narrowest = width or WIDTHS[-1], WIDTHS[-1]
 
     def needed(settings: RefinementSettings) -> float:
-        return refiner_memory(replace(shape, batch=least), settings).total_gib
+        return refiner_memory(shape, settings, dtype).total_gib
 
     settings = replace(settings, width=asked)
     gib = needed(settings)
@@ -203,6 +208,6 @@ def _nothing_fits(
     return BadInputError(
         f"A refiner of {configuration} does not fit {budget:g} GiB: with {asked} channels, "
         f"{'and the segmentor learning in turn, ' if settings.segmentor == 'alternate' else ''}"
-        f"a batch of {least} patches takes {gib:.2f} GiB.",
+        f"a batch of {shape.batch} patches takes {gib:.2f} GiB.",
         f"{way} with --gpu-memory {math.ceil(gib * 10) / 10:g} or more.",
     )

@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,8 @@ def dead() -> int:
 
 
 def leftover(folder: Path, process: int, name: str) -> Path:
-    return folder / f"{TEMPORARY_PREFIX}{process}-{name}"
+    own = temporary_sibling(folder / name)
+    return own.with_name(own.name.replace(f"-{os.getpid()}-", f"-{process}-"))
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
@@ -90,8 +92,26 @@ def test_what_killed_processes_left_is_removed(tmp_path: Path, dead: int) -> Non
     remove_leftovers(tmp_path / "missing")
 
 
+def test_what_other_machines_are_writing_stays_for_a_day(tmp_path: Path, dead: int) -> None:
+    """Their processes' numbers say nothing here."""
+    file, folder = (tmp_path / f"{TEMPORARY_PREFIX}0123abcd-{dead}-{name}" for name in ("file.txt", "folder"))
+    file.write_text("half")
+    folder.mkdir()
+    (folder / "case").write_text("half")
+    write_text(tmp_path / "file.txt", "whole")
+    remove_leftovers(tmp_path)
+    assert file.exists()
+    for hours, remain in ((23, True), (25, False)):
+        past = time.time() - 3600 * hours
+        for path in (file, folder / "case", folder):
+            os.utime(path, (past, past))
+        remove_leftovers(tmp_path)
+        assert file.exists() == folder.exists() == remain
+
+
 def test_names_that_only_look_like_leftovers_stay(tmp_path: Path, dead: int) -> None:
-    names = [".partial-", ".partial-x-file", f"partial-{dead}-file", f".partial-{dead}"]
+    own = leftover(tmp_path, dead, "file").name
+    names = [".partial-", ".partial-x-file", f".partial-{dead}-file", own.removeprefix("."), own.removesuffix("-file")]
     for name in names:
         (tmp_path / name).touch()
     remove_leftovers(tmp_path)

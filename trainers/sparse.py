@@ -64,7 +64,9 @@ class SparseSegmentation:
         self._grid = grid
         self._ignore_label = ignore_label
         self.shape: tuple[int, ...] = tuple(segmentation.shape)
-        self.dtype = segmentation.dtype
+        # nnU-Net keeps labels as small integers, which may not hold one more
+        kept = segmentation.dtype
+        self.dtype = kept if ignore_label <= np.iinfo(kept).max else np.promote_types(kept, np.int16)
 
     def __getitem__(self, index: slice | tuple[slice, ...]) -> np.ndarray:
         given = index if isinstance(index, tuple) else (index,)
@@ -72,7 +74,7 @@ class SparseSegmentation:
         values = np.asarray(self._segmentation[box])
         indices = [np.arange(size)[part] for size, part in zip(self.shape, box, strict=True)]
         annotated = self._annotation.mask(self._grid, indices[1:])
-        return np.where(annotated, values, np.asarray(self._ignore_label, dtype=values.dtype))
+        return np.where(annotated, values, np.asarray(self._ignore_label, dtype=self.dtype))
 
 
 class SparselyAnnotatedDataset:

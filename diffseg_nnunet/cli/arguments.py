@@ -16,7 +16,9 @@ Workspace = Annotated[
         show_default=False,
     ),
 ]
-DatasetId = Annotated[int, typer.Argument(metavar="ID", help="Id of the data set, 1 to 999.", show_default=False)]
+_DATASET = "Id of the data set, 1 to 999, or its name DatasetXXX_Name."
+DatasetId = Annotated[str, typer.Argument(metavar="ID", help=_DATASET, show_default=False)]
+DatasetOption = Annotated[str, typer.Option("--dataset", "-d", metavar="ID", help=_DATASET, show_default=False)]
 Configuration = Annotated[
     str, typer.Option("--configuration", "-c", help="nnU-Net configuration: 2d, 3d_fullres, 3d_lowres, …")
 ]

@@ -31,7 +31,8 @@ def _option(text: str, metavar: str | None = None, **more: object) -> object:
 def benchmark(
     name: Annotated[str, typer.Argument(metavar="|".join(BENCHMARKS), help="The protocol.", show_default=False)],
     source: Annotated[
-        str, typer.Argument(metavar="SRC_OR_ID", help="Id of a data set, or the download.", show_default=False)
+        str,
+        typer.Argument(metavar="SRC_OR_ID", help="Id or name of a data set, or the download.", show_default=False),
     ],
     dataset_id: Annotated[
         int | None,
@@ -137,22 +138,23 @@ def benchmark(
 
 def _dataset(
     protocol: BenchmarkProtocol, source: str, dataset_id: int | None, workspace: Path | None, dry_run: bool
-) -> int | None:
-    """The id of the data set, converted from the download if that is given and not done; None: nothing to go on with.
+) -> int | str | None:
+    """The data set's id or name, converted from the download if that is given and not done; None: nothing to go on
+    with.
 
     Raises:
         BadInputError: the id is missing or given twice, the protocol converts nothing, or the id belongs to other data.
     """
     from diffseg_nnunet.errors import BadInputError
-    from diffseg_nnunet.workspace import Workspace
+    from diffseg_nnunet.workspace import Workspace, is_dataset
 
-    if source.isdecimal():
+    if is_dataset(source):
         if dataset_id is not None:
             raise BadInputError(
-                f"--id {dataset_id} is of the data set that a download becomes, and {source} is an id already.",
+                f"--id {dataset_id} is of the data set that a download becomes, and {source} is one already.",
                 "Leave one of them out.",
             )
-        return int(source)
+        return source
     if protocol.converter is None:
         raise BadInputError(f"'{source}' is no id.", "Convert the data with `diffseg convert` and give its id.")
     if dataset_id is None:

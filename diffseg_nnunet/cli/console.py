@@ -103,11 +103,12 @@ def is_first() -> bool:
 
 @contextmanager
 def open_project(
-    workspace: Path | None, dataset_id: int, *, several: bool = False, news: TextIO | None = None
+    workspace: Path | None, dataset: int | str, *, several: bool = False, news: TextIO | None = None
 ) -> Iterator[Project]:
     """The data set in its workspace, with nnU-Net's variables set and progress shown.
 
     Args:
+        dataset: its id, or the name of its folder.
         several: whether the command may run in several processes; then the first one speaks.
         news: where news go; None: the standard output.
 
@@ -122,12 +123,12 @@ def open_project(
             "Only `pretrain`, `train` and `refine` run in several processes.", "Run this command without torchrun."
         )
     location = Workspace.locate(workspace)
-    location.dataset_name(dataset_id)  # a mistyped --workspace must not leave folders behind
+    location.dataset_name(dataset)  # a mistyped --workspace must not leave folders behind
     active = location.activate()
     from diffseg_nnunet.pipeline.project import Project
 
     if not is_first():
-        yield Project.open(active, dataset_id)
+        yield Project.open(active, dataset)
         return
     with ConsoleReporter(news).live() as reporter:
-        yield Project.open(active, dataset_id, reporter)
+        yield Project.open(active, dataset, reporter)

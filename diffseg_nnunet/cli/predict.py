@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from diffseg_nnunet.cli.arguments import STRATEGIES, Configurations, Device, Folds, Strategy, Workspace
+from diffseg_nnunet.cli.arguments import STRATEGIES, Configurations, DatasetOption, Device, Folds, Strategy, Workspace
 from diffseg_nnunet.cli.console import open_project
 
 
 def predict(
-    dataset_id: Annotated[int, typer.Option("--dataset", "-d", help="Id of the data set.", show_default=False)],
+    dataset_id: DatasetOption,
     source: Annotated[
         Path, typer.Option("--input", "-i", help="Folder of images CASE_0000.nii.gz.", show_default=False)
     ],

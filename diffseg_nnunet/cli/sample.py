@@ -7,14 +7,14 @@ from typing import Annotated
 
 import typer
 
-from diffseg_nnunet.cli.arguments import Configuration, Device, Fold, Seed, Workspace
+from diffseg_nnunet.cli.arguments import Configuration, DatasetOption, Device, Fold, Seed, Workspace
 from diffseg_nnunet.cli.console import open_project
 
 SAMPLERS = ("ddim", "ddpm")
 
 
 def sample(
-    dataset_id: Annotated[int, typer.Option("--dataset", "-d", help="Id of the data set.", show_default=False)],
+    dataset_id: DatasetOption,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the samples.", show_default=False)],
     configuration: Configuration = "3d_fullres",
     fold: Fold = "0",

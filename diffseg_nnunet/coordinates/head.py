@@ -5,6 +5,7 @@ It lives outside the network module that nnU-Net saves, so that a checkpoint kee
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
@@ -159,8 +160,13 @@ def patch_statistics(features: Tensor) -> Tensor:
     # the mean, in the features' own format, so that autograd keeps no float32 copy of them
     centre = mean.detach().to(features.dtype)
     centred = features - centre
-    # no square(): CUDA's autocast takes that for a power, in a float32 copy
-    squares = (centred * centred).mean(axes, keepdim=True, dtype=torch.float32)
+    if features.dtype == torch.float16:  # which ends at 65504, the square of 256
+        with torch.autocast(features.device.type, enabled=False):
+            norm = torch.linalg.vector_norm(centred, dim=axes, keepdim=True, dtype=torch.float32)
+        squares = norm.square() / math.prod(features.shape[2:])
+    else:
+        # no square(): CUDA's autocast takes that for a power, in a float32 copy
+        squares = (centred * centred).mean(axes, keepdim=True, dtype=torch.float32)
     variance = squares - (mean - centre.float()).square()
     return torch.cat([mean, variance.clamp_min(_SMALLEST_VARIANCE).sqrt()], dim=1)
 

@@ -11,7 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from nnunetv2.inference.export_prediction import export_prediction_from_logits, resample_and_save
+from batchgenerators.utilities.file_and_folder_operations import save_pickle
+from nnunetv2.inference.export_prediction import (
+    convert_predicted_logits_to_segmentation_with_correct_shape,
+    export_prediction_from_logits,
+    resample_and_save,
+)
 
 from diffseg_nnunet.atomic import full_disk_named, remove_leftovers, temporary_sibling
 from diffseg_nnunet.inference.uncertainty import UNCERTAINTY_FOLDER, Measure, write_map
@@ -53,37 +58,48 @@ def export_case(
     """
     file_ending = predictor.dataset_json["file_ending"]
     with partial_folder(folder) as partial, full_disk_named(folder / f"{case}{file_ending}"):
-        export_prediction_from_logits(
-            logits,
-            properties,
-            predictor.configuration_manager,
-            predictor.plans_manager,
-            predictor.dataset_json,
-            str(partial / case),
-            with_probabilities or uncertainty is not None,
-        )
-        publish_case(partial, folder, case, file_ending, with_probabilities, uncertainty)
+        if uncertainty is None:
+            export_prediction_from_logits(
+                logits,
+                properties,
+                predictor.configuration_manager,
+                predictor.plans_manager,
+                predictor.dataset_json,
+                str(partial / case),
+                with_probabilities,
+            )
+        else:
+            _export_measured(logits, properties, predictor, partial / case, with_probabilities, uncertainty)
+        publish_case(partial, folder, case, file_ending, with_probabilities, uncertainty is not None)
+
+
+def _export_measured(
+    logits: Any, properties: dict, predictor: Any, path: Path, with_probabilities: bool, uncertainty: Measure
+) -> None:
+    """As nnU-Net exports, with the map of the uncertainty, from probabilities that need not go through a file."""
+    plans, labels = predictor.plans_manager, predictor.plans_manager.get_label_manager(predictor.dataset_json)
+    segmentation, probabilities = convert_predicted_logits_to_segmentation_with_correct_shape(
+        logits, plans, predictor.configuration_manager, labels, properties, return_probabilities=True
+    )
+    file_ending = predictor.dataset_json["file_ending"]
+    plans.image_reader_writer_class().write_seg(segmentation, f"{path}{file_ending}", properties)
+    write_map(probabilities, path, file_ending, uncertainty)
+    if with_probabilities:
+        np.savez_compressed(f"{path}.npz", probabilities=probabilities)
+        save_pickle(properties, f"{path}.pkl")
 
 
 def publish_case(
-    partial: Path, folder: Path, case: str, file_ending: str, with_probabilities: bool, uncertainty: Measure | None
+    partial: Path, folder: Path, case: str, file_ending: str, with_probabilities: bool, with_uncertainty: bool
 ) -> None:
-    """Move a finished case out of `partial`, its segmentation last; a map of its uncertainty is made on the way.
-
-    Args:
-        partial: holds the segmentation, and nnU-Net's ``.npz`` and ``.pkl`` where they are published or measured.
-        folder, case, with_probabilities, uncertainty: as of :func:`export_case`.
-        file_ending: of the segmentation.
+    """Move the files of a finished case out of `partial`, its segmentation last.
 
     Raises:
         OSError: as :func:`publish`.
     """
-    if uncertainty is not None:
-        written = partial / UNCERTAINTY_FOLDER / f"{case}{file_ending}"
-        for place in (written.parent, folder / UNCERTAINTY_FOLDER):
-            place.mkdir(exist_ok=True)
-        write_map(partial / f"{case}.npz", partial / f"{case}{file_ending}", written, uncertainty)
-        publish(written, folder / UNCERTAINTY_FOLDER)
+    if with_uncertainty:
+        (folder / UNCERTAINTY_FOLDER).mkdir(exist_ok=True)
+        publish(partial / UNCERTAINTY_FOLDER / f"{case}{file_ending}", folder / UNCERTAINTY_FOLDER)
     for ending in endings(file_ending, with_probabilities):
         publish(partial / f"{case}{ending}", folder)
 

@@ -96,6 +96,8 @@ def predict_cases(
                     f"The GPU's memory does not suffice for {case.identifier}.",
                     "Free the GPU of other work, or predict with --device cpu; finished cases are kept.",
                 ) from error
+            except MemoryError as error:
+                failed.append(FailedCase(case.identifier, f"the memory does not suffice for its size: {error}"))
             except (BadInputError, RuntimeError, ValueError, AssertionError) as error:
                 failed.append(FailedCase(case.identifier, str(error) or type(error).__name__))
         if progress is not None:

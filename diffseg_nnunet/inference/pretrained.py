@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pydoc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,9 @@ from diffseg_nnunet.training.assembly import Assembly, assemble
 from diffseg_nnunet.training.ema import ExponentialMovingAverage
 from diffseg_nnunet.training.settings import PretrainingSettings
 
-_NETWORKS, _LAYERS = "dynamic_network_architectures.architectures.", "torch.nn."
+_NETWORKS = ("dynamic_network_architectures.architectures.",) * 2
+_LAYERS = ("torch.nn.", "torch.nn.modules.")
+"""How names begin, and the package of the classes that they name."""
 
 
 @dataclass(frozen=True)
@@ -128,13 +131,25 @@ def refuse_foreign_code(architecture: Mapping[str, Any], path: Path | str) -> No
     """
     arguments = architecture["arch_kwargs"]
     imported = [arguments[key] for key in architecture["_kw_requires_import"] if arguments[key] is not None]
-    known = {architecture["network_class_name"]: _NETWORKS} | dict.fromkeys(imported, _LAYERS)
-    foreign = [name for name, package in known.items() if not str(name).startswith(package)]
+    names = [(architecture["network_class_name"], *_NETWORKS), *((name, *_LAYERS) for name in imported)]
+    foreign = [name for name, prefix, package in names if not _is_module_of(name, prefix, package)]
     if foreign:
         raise BadInputError(
             f"The plans in {path} name {', '.join(map(str, foreign))}, which is no part of a planned network.",
             "Use checkpoints from people you trust; those of `diffseg pretrain` name nnU-Net's networks alone.",
         )
+
+
+def _is_module_of(name: Any, prefix: str, package: str) -> bool:
+    """Whether nnU-Net would find a class of modules of the package by this name. The prefix alone does not tell: what
+    begins with it may lead through imports to anything, ``torch.nn.….os.system``."""
+    if not isinstance(name, str) or not name.startswith(prefix):
+        return False
+    try:
+        found = pydoc.locate(name)  # as nnU-Net does
+    except pydoc.ErrorDuringImport:
+        return False
+    return isinstance(found, type) and issubclass(found, torch.nn.Module) and found.__module__.startswith(package)
 
 
 def _take_averages(modules: dict[str, torch.nn.Module], state: dict[str, Any], phase: str) -> None:

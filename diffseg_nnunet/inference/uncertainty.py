@@ -6,9 +6,9 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import SimpleITK as sitk
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from diffseg_nnunet.refinement.sampling import entropy_bits
@@ -32,19 +32,19 @@ def _entropy(regions: bool, probabilities: Tensor) -> Tensor:
     return entropy_bits(probabilities[None], exclusive=not regions)[0, 0]
 
 
-def write_map(probabilities: Path, segmentation: Path, target: Path, measure: Measure) -> None:
-    """Write the uncertainty of each voxel as a float32 image.
+def write_map(probabilities: NDArray, path: Path, file_ending: str, measure: Measure) -> None:
+    """Write the uncertainty of each voxel as a float32 image, ``uncertainty/CASE`` + ending.
 
     Args:
-        probabilities: nnU-Net's .npz of a case, (classes, *shape of the image).
-        segmentation: of the same case; gives the geometry.
-        target: file to write.
+        probabilities: float32 (classes, *shape of the image), as nnU-Net exports them.
+        path: of the segmentation, without its ending; it gives the geometry, and the folder is beside it.
+        file_ending: of both images.
         measure: of the uncertainty.
     """
-    with np.load(probabilities) as content:
-        found = _in_slabs(torch.from_numpy(content["probabilities"]), measure)
-    image = sitk.GetImageFromArray(found.numpy())
-    image.CopyInformation(sitk.ReadImage(str(segmentation)))
+    image = sitk.GetImageFromArray(_in_slabs(torch.from_numpy(probabilities), measure).numpy())
+    image.CopyInformation(sitk.ReadImage(f"{path}{file_ending}"))
+    target = path.with_name(UNCERTAINTY_FOLDER) / f"{path.name}{file_ending}"
+    target.parent.mkdir(exist_ok=True)
     sitk.WriteImage(image, str(target), useCompression=True)
 
 

@@ -15,7 +15,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
 
 from diffseg_nnunet.atomic import remove_leftovers
-from diffseg_nnunet.errors import BadInputError
+from diffseg_nnunet.errors import BadInputError, StageFailedError
 from diffseg_nnunet.inference.export import export_case, export_for_next_stage, is_exported
 from diffseg_nnunet.inference.folders import VALIDATION
 from diffseg_nnunet.inference.voting import plans_to_predict_with
@@ -39,6 +39,7 @@ def validate_fold(
 
     Raises:
         BadInputError: a case cannot be predicted; the message names it.
+        StageFailedError: one is too large for the memory; the message names it, too.
     """
     folder = trainer.results_folder / name
     folder.mkdir(parents=True, exist_ok=True)
@@ -56,6 +57,11 @@ def validate_fold(
                 _predict_case(trainer, predictor, folder, case, save_probabilities)
             except BadInputError as error:
                 raise BadInputError(f"{case}: {error.message}", error.mend) from error
+            except MemoryError as error:
+                raise StageFailedError(
+                    f"The memory does not suffice to predict {case}, a validation case: {error}.",
+                    "Free memory, or run the same command on a machine with more; finished cases are kept.",
+                ) from error
         trainer.report_epoch(f"{name.replace('_', ', ')} case {number}/{len(own)}: {case}")
     compute_gaussian.cache_clear()
     trainer.set_deep_supervision_enabled(True)

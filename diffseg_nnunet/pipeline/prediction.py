@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from diffseg_nnunet import registry
 from diffseg_nnunet.atomic import full_disk_named, write_json
@@ -15,7 +18,7 @@ from diffseg_nnunet.inference.export import endings, is_exported, partial_folder
 from diffseg_nnunet.inference.merging import merge_files_of_labels
 from diffseg_nnunet.inference.predictor import FailedCase, load_predictor, predict_cases
 from diffseg_nnunet.inference.refining import RefineOptions, load_refining_predictor
-from diffseg_nnunet.inference.uncertainty import UNCERTAINTY_FOLDER, Measure, entropy
+from diffseg_nnunet.inference.uncertainty import UNCERTAINTY_FOLDER, Measure, entropy, write_map
 from diffseg_nnunet.pipeline.device import prepare_device
 from diffseg_nnunet.pipeline.prediction_checks import check_refiners, require_maps, require_models
 from diffseg_nnunet.pipeline.project import Project
@@ -26,8 +29,9 @@ from diffseg_nnunet.planning.hardware import worker_count
 from diffseg_nnunet.probing.ensemble import vote_entropy
 from diffseg_nnunet.raw_dataset import DATASET_JSON, Case, read_json_object, split_channel, visible_files
 from diffseg_nnunet.training.checkpoint import file_digest
+from diffseg_nnunet.verification import listed
 
-RECORD = "diffseg_prediction.json"
+RECORD, _LOCK = "diffseg_prediction.json", ".diffseg_prediction.lock"
 _MEMBER, _PREVIOUS_STAGE = "member_", "previous_stage_"
 
 
@@ -121,8 +125,8 @@ def predict(
 
     Raises:
         BadInputError: a model is not trained, the refiners do not go together or with the request, `source` has no
-            images, it is the same folder as `output`, or the uncertainty cannot be told; what is in `output` is left
-            as it is.
+            images, it is the same folder as `output`, `output` holds what is not of a prediction, another process is
+            predicting into it, or the uncertainty cannot be told; what is in `output` is left as it is.
     """
     if request.postprocessing is not None:
         _refuse_foreign_pickle(project, request.postprocessing)
@@ -137,6 +141,50 @@ def predict(
     cases, failed = input_cases(source, ending, len(dataset_json["channel_names"]))
     if output.resolve() == source.resolve():
         raise BadInputError(f"{output} holds the images.", "Choose another folder with -o.")
+    with _only_one(output):
+        _refuse_foreign(output, cases, ending)
+        return failed + _predict(project, request, source, output, cases, device, ending)
+
+
+@contextmanager
+def _only_one(output: Path) -> Iterator[None]:
+    """One process at a time: of two with different models, each would take the other's segmentations for its own."""
+    output.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(output / _LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise BadInputError(
+            f"Another process is predicting into {output}.", "Wait for it, or choose another folder with -o."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _refuse_foreign(output: Path, cases: Sequence[Case], file_ending: str) -> None:
+    """Raises BadInputError if files that are not of `diffseg predict` would be replaced."""
+    if (output / RECORD).is_file():
+        return
+    there = [name for case in cases if (output / (name := f"{case.identifier}{file_ending}")).exists()]
+    if there or (output / UNCERTAINTY_FOLDER).exists():
+        raise BadInputError(
+            f"{output} holds {listed(there or [UNCERTAINTY_FOLDER])}, which `diffseg predict` has not written.",
+            "Choose another folder with -o, or move that away.",
+        )
+
+
+def _predict(
+    project: Project,
+    request: PredictionRequest,
+    source: Path,
+    output: Path,
+    cases: Sequence[Case],
+    device: Any,
+    ending: str,
+) -> list[FailedCase]:
+    failed: list[FailedCase] = []
     model, inputs, previous = _model(project, request), image_stamps(cases), read_record(output / RECORD)
     known = previous.get("inputs", {}) if previous.get("model") == model else {}
     outdated = [case for case in cases if known.get(case.identifier) != inputs[case.identifier]]
@@ -144,7 +192,6 @@ def predict(
     if previous.get("finished") and not outdated and exported:
         return failed
     record = {"source": str(source), "model": model, "inputs": {**known, **inputs}}
-    output.mkdir(parents=True, exist_ok=True)
     _discard(output, outdated, ending)
     write_json(output / RECORD, record)
     with project.log("predict"):
@@ -189,9 +236,10 @@ def _discard(output: Path, outdated: Sequence[Case], file_ending: str) -> None:
     for case in outdated:
         for ending in reversed(endings(file_ending, with_probabilities=True)):
             (output / f"{case.identifier}{ending}").unlink(missing_ok=True)
-    if outdated:
-        for pattern in (UNCERTAINTY_FOLDER, f"{_MEMBER}*", f"{_PREVIOUS_STAGE}*"):
-            for folder in output.glob(pattern):
+        (output / UNCERTAINTY_FOLDER / f"{case.identifier}{file_ending}").unlink(missing_ok=True)
+    if outdated and (output / RECORD).is_file():  # else these are not ours
+        for pattern in (f"{_MEMBER}*", f"{_PREVIOUS_STAGE}*"):
+            for folder in output.glob(f"{pattern}/"):
                 shutil.rmtree(folder)
 
 
@@ -271,7 +319,7 @@ def _predict_ensemble(
     project: Project, request: PredictionRequest, cases: Sequence[Case], output: Path, device: Any
 ) -> list[FailedCase]:
     """Average the probabilities of several configurations, by nnU-Net's own ensembling."""
-    from nnunetv2.ensembling.ensemble import merge_files
+    from nnunetv2.ensembling.ensemble import average_probabilities, merge_files
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     model = project.model_folder(request.trainer, request.configurations[0])
@@ -290,8 +338,10 @@ def _predict_ensemble(
     for case in [case.identifier for case in missing]:
         with partial_folder(output) as partial, full_disk_named(output / f"{case}{ending}"):
             probabilities, kept = [str(folder / f"{case}.npz") for folder in folders], request.probabilities
-            merge_files(probabilities, str(partial / case), ending, writer, labels, kept or measure is not None)
-            publish_case(partial, output, case, ending, kept, measure)
+            merge_files(probabilities, str(partial / case), ending, writer, labels, kept)
+            if measure is not None:
+                write_map(average_probabilities(probabilities), partial / case, ending, measure)
+            publish_case(partial, output, case, ending, kept, measure is not None)
     write_json(output / DATASET_JSON, dataset_json)
     write_json(output / "plans.json", plans)
     for folder in folders:

@@ -33,9 +33,9 @@ class Project:
     reporter: Reporter = field(default_factory=Silent)
 
     @classmethod
-    def open(cls, workspace: Workspace, dataset_id: int, reporter: Reporter | None = None) -> Project:
+    def open(cls, workspace: Workspace, dataset: int | str, reporter: Reporter | None = None) -> Project:
         """Raises BadInputError if the workspace has no such data set."""
-        return cls(workspace, workspace.dataset_name(dataset_id), reporter or Silent())
+        return cls(workspace, workspace.dataset_name(dataset), reporter or Silent())
 
     @property
     def id(self) -> int:

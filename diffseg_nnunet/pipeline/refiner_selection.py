@@ -15,6 +15,7 @@ from diffseg_nnunet.inference.folders import SEGMENTOR_ALONE
 from diffseg_nnunet.pipeline.evaluating import evaluate_validation
 from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.pipeline.refining import REFINE
+from diffseg_nnunet.pipeline.selection import folds_named
 from diffseg_nnunet.pipeline.starting import FINAL, Fold
 from diffseg_nnunet.training.checkpoint import file_digest
 
@@ -180,7 +181,7 @@ def select_refiner(project: Project, configuration: str, folds: Sequence[Fold], 
         for fold in folds
     }
     inputs = {"checkpoints": digests, "content": project.raw().content_signature(), "test": _TEST}
-    stage = f"select/{REFINE}/{strategy}/{configuration}"
+    stage = f"select/{REFINE}/{strategy}/{configuration}/{folds_named(folds)}"
     overlapping = "regions_class_order" in project.dataset_json()
     if not project.manifest.is_finished(stage, inputs):
         before, after = (

@@ -285,4 +285,6 @@ def _predict_test(
         refine=RefineOptions() if structures else None,
         refined_structures=structures if structures and not complete else None,
     )
-    return prediction.predict(project, wanted, source, project.results / TEST_PREDICTIONS, request.device)
+    # of its own for each strategy and choice of folds: jobs of single folds may be at work at once
+    output = project.results / TEST_PREDICTIONS / f"{request.strategy}__{selection.folds_named(request.folds)}"
+    return prediction.predict(project, wanted, source, output, request.device)

@@ -14,6 +14,11 @@ from diffseg_nnunet.planning.section import PLANS_NAME
 from diffseg_nnunet.training.checkpoint import file_digest
 
 
+def folds_named(folds: Sequence[Fold]) -> str:
+    """As nnU-Net names what is of several folds: ``folds_0_1``. Jobs of single folds, at work at once, stay apart."""
+    return f"folds_{'_'.join(map(str, folds))}"
+
+
 @dataclass(frozen=True)
 class Selection:
     """What to predict with, by the validation cases.
@@ -39,7 +44,7 @@ def select(project: Project, configurations: Sequence[str], folds: Sequence[Fold
         for f in folds
     }
     inputs = {"checkpoints": checkpoints, "content": project.raw().content_signature()}
-    name = f"select/{strategy}"
+    name = f"select/{strategy}/{folds_named(folds)}"
     if not project.manifest.is_finished(name, inputs):
         with project.manifest.running(name, inputs, {"folds": list(folds)}) as run, project.log("select"):
             run.outputs.update(_find_best(project, configurations, folds, trainer))

@@ -161,9 +161,15 @@ def training_inputs(
     Args:
         settings: resolved.
     """
-    inputs = stage_inputs(project, configuration, fold_cases(project, configuration, fold), settings)
-    budget = budget_of(project, configuration, fold)
-    return inputs | {"strategy": strategy} | ({} if budget is None else {"labels": budget.to_json()})
+    cases = fold_cases(project, configuration, fold)
+    inputs = stage_inputs(project, configuration, cases, settings) | {"strategy": strategy}
+    if (budget := budget_of(project, configuration, fold)) is not None:
+        inputs["labels"] = budget.to_json()
+    if (previous := project.configuration(configuration).previous_stage_name) is not None:
+        folder = project.model_folder(strategy, previous) / "predicted_next_stage" / configuration
+        read = {case: folder / f"{case}.b2nd" for part in ("train", "val") for case in cases[part]}
+        inputs["previous_stage"] = {case: file_digest(path) if path.is_file() else None for case, path in read.items()}
+    return inputs
 
 
 def fold_cases(project: Project, configuration: str, fold: Fold) -> dict[str, list[str]]:

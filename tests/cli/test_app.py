@@ -92,7 +92,7 @@ def test_lists_of_values(given: str, expanded: str) -> None:
     ("command", "words"),
     [
         (("train", 7, "--label-seed", 3), "Give --labels, too"),
-        (("benchmark", "few-label", 7, "--id", 8), "7 is an id already"),
+        (("benchmark", "few-label", 7, "--id", 8), "7 is one already"),
         (("benchmark", "few-label", 7, "--seeds", -1), "-1 is no seed"),
     ],
 )
@@ -103,6 +103,8 @@ def test_options_without_effect_are_refused(diffseg: CommandLine, command: tuple
 
 def test_an_unknown_data_set_creates_nothing(diffseg: CommandLine) -> None:
     diffseg("verify", 7, "--workspace", "mistyped").refused("no data set with id 7", "mistyped", "--workspace")
+    diffseg("verify", "Dataset007_Livers").refused("no data set Dataset007_Livers", "diffseg convert")
+    diffseg("verify", "Livers").refused("'Livers' is no data set", "DatasetXXX_Name")
     assert list(diffseg.folder.iterdir()) == []
 
 

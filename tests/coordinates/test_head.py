@@ -135,11 +135,14 @@ def test_patch_statistics_are_means_and_deviations(spatial: tuple[int, ...]) -> 
     assert torch.isfinite(constant.grad).all()
 
 
-@pytest.mark.parametrize(("mean", "deviation"), [(10.0, 0.3), (30.0, 1.0), (-300.0, 10.0), (0.0, 1.0)])
-def test_patch_statistics_of_bfloat16_are_those_of_float32(mean: float, deviation: float) -> None:
-    """Also where the mean is 30 deviations from zero; and so is the gradient."""
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("mean", "deviation"), [(10.0, 0.3), (30.0, 1.0), (-300.0, 10.0), (0.0, 1.0), (0.0, 500.0)])
+def test_patch_statistics_of_short_formats_are_those_of_float32(
+    mean: float, deviation: float, dtype: torch.dtype
+) -> None:
+    """Also where the mean is 30 deviations from zero, or float16 does not hold a square; and so is the gradient."""
     noise = torch.randn((2, 3, 12, 12, 12), generator=torch.Generator().manual_seed(0))
-    rounded = (mean + deviation * noise).bfloat16().requires_grad_()
+    rounded = (mean + deviation * noise).to(dtype).requires_grad_()
     exact = rounded.detach().double().requires_grad_()
     statistics = patch_statistics(rounded)
     variance, expected_mean = torch.var_mean(exact, (2, 3, 4), correction=0)

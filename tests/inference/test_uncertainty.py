@@ -18,13 +18,12 @@ from diffseg_nnunet.probing.ensemble import vote_entropy
 def test_a_map_is_the_measure_of_the_whole_image(tmp_path: Path, measure: Measure, slices: int) -> None:
     generator = torch.Generator().manual_seed(0)
     probabilities = torch.randn((3, slices, 5, 4), generator=generator).mul(0.3).softmax(0)
-    np.savez_compressed(tmp_path / "case.npz", probabilities=probabilities.numpy())
     segmentation = sitk.GetImageFromArray(np.zeros((slices, 5, 4), np.uint8))
     segmentation.SetSpacing((0.5, 0.6, 3.0))
     segmentation.SetOrigin((1.0, -2.0, 3.0))
     sitk.WriteImage(segmentation, str(tmp_path / "case.nii.gz"))
-    write_map(tmp_path / "case.npz", tmp_path / "case.nii.gz", tmp_path / "map.nii.gz", measure)
-    written = sitk.ReadImage(str(tmp_path / "map.nii.gz"))
+    write_map(probabilities.numpy(), tmp_path / "case", ".nii.gz", measure)
+    written = sitk.ReadImage(str(tmp_path / "uncertainty" / "case.nii.gz"))
     assert written.GetPixelID() == sitk.sitkFloat32
     np.testing.assert_allclose(written.GetSpacing(), (0.5, 0.6, 3.0), rtol=1e-6)
     np.testing.assert_allclose(written.GetOrigin(), (1.0, -2.0, 3.0), rtol=1e-6)

@@ -58,10 +58,10 @@ def test_a_run_without_options_keeps_what_was_used(project: TinyProject) -> None
     assert plans.stat().st_mtime_ns == planned
     assert run.out.count("finished before, unchanged") == 2
     assert json.loads((project.trained() / "validation_report" / "scores.json").read_text())["overall"]
-    selected = project.stage("select/finetune")["outputs"]
+    selected = project.stage("select/finetune/folds_0")["outputs"]
     assert selected["configurations"] == ["3d_fullres"]
     assert (project.results.parent / selected["postprocessing"]).is_file()
-    assert len(list((project.results / "predictions_imagesTs").glob("*.nii.gz"))) == 2
+    assert len(list((project.results / "predictions_imagesTs" / "finetune__folds_0").glob("*.nii.gz"))) == 2
 
 
 def test_other_settings_redo_a_stage_and_keep_the_earlier_result(project: TinyProject) -> None:

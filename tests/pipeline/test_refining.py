@@ -77,7 +77,7 @@ def test_by_default_the_segmentor_learns_in_turn(trained: TinyProject, tmp_path:
     folder, cases = project.model(REFINER) / "fold_0", project.splits()[0]["val"]
     assert sorted(labels_in(folder / "validation_segmentor")) == [f"{case}.nii.gz" for case in sorted(cases)]
     project.diffseg("run", 1, "--refine", "--no-test").ok()
-    comparisons = project.stage("select/refine/finetune/3d_fullres")["outputs"]["comparisons"]
+    comparisons = project.stage("select/refine/finetune/3d_fullres/folds_0")["outputs"]["comparisons"]
     scores = json.loads((folder / "validation_segmentor_report" / "scores.json").read_text())
     assert comparisons[-1]["alone"] == pytest.approx(scores["overall"]["dsc"]["mean"])
     assert labels_in(tmp_path / "plain").keys() == labels_in(tmp_path / "refined").keys()
@@ -121,12 +121,12 @@ def test_the_run_uses_the_refiner_where_validation_speaks_for_it(refined: TinyPr
     run = ("run", 1, "--refine")
     first = project.diffseg(*run).ok()
     assert "refine/3d_fullres/fold_0: finished before, unchanged" in first.out
-    record = project.stage("select/refine/finetune/3d_fullres")
+    record = project.stage("select/refine/finetune/3d_fullres/folds_0")
     assert [each["structure"] for each in record["outputs"]["comparisons"][:-1]] == list(LABELS)
     assert all(f"3d_fullres, {name}: DSC" in first.out for name in list(LABELS))
 
     def predicted_with() -> dict[str, Any]:
-        folder = project.results / "predictions_imagesTs"
+        folder = project.results / "predictions_imagesTs" / "finetune__folds_0"
         assert len(list(folder.glob("*.nii.gz"))) == 2
         assert not list(folder.glob("member_*"))
         return json.loads((folder / "diffseg_prediction.json").read_text())["model"]
@@ -136,7 +136,7 @@ def test_the_run_uses_the_refiner_where_validation_speaks_for_it(refined: TinyPr
     # as if the validation cases had spoken for one structure
     manifest_path = project.results / "diffseg_run.json"
     manifest = project.manifest()
-    manifest["stages"]["select/refine/finetune/3d_fullres"]["outputs"]["structures"] = ["lungs"]
+    manifest["stages"]["select/refine/finetune/3d_fullres/folds_0"]["outputs"]["structures"] = ["lungs"]
     manifest_path.write_text(json.dumps(manifest))
     project.diffseg("run", 1).ok()
     assert predicted_with()["refined_structures"] == ["lungs"]

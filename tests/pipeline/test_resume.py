@@ -87,15 +87,18 @@ def test_killed_in_every_stage(planned_project: TinyProject) -> None:
     assert finished_cases(project) == cases
     assert {stage["status"] for stage in project.manifest()["stages"].values()} == {"finished"}
     assert len(list((trained / "validation").glob("*.nii.gz"))) == len(project.splits()[0]["val"])
-    predicted = project.results / "predictions_imagesTs"
+    predicted = project.results / "predictions_imagesTs" / "finetune__folds_0"
     assert len(list(predicted.glob("*.nii.gz"))) == len(list(project.test_images.iterdir()))
     assert not list(project.workspace.rglob(".partial-*"))
     assert not list(project.results.rglob("superseded_*"))
 
-    written = checkpoints(project) | {path: path.stat().st_mtime_ns for path in predicted.iterdir()}
+    def files() -> dict[Path, int]:
+        return checkpoints(project) | {path: path.stat().st_mtime_ns for path in predicted.glob("[!.]*")}
+
+    written = files()
     manifest = project.manifest()
     project.diffseg("run", 1, *OPTIONS).ok()
-    assert checkpoints(project) | {path: path.stat().st_mtime_ns for path in predicted.iterdir()} == written
+    assert files() == written
     assert finished_cases(project) == cases
     assert project.manifest() == manifest
 

@@ -19,7 +19,7 @@ from diffseg_nnunet.inference.refining import RefineOptions, RefiningPredictor
 from diffseg_nnunet.inference.validation import predictor_of
 from diffseg_nnunet.pipeline.prediction import PredictionRequest, predict
 from diffseg_nnunet.pipeline.project import Project
-from diffseg_nnunet.planners.refining import fit_refiner, refined_shape, refining_steps
+from diffseg_nnunet.planners.refining import fit_refiner, refined_shape, refiner_memory, refining_steps
 from diffseg_nnunet.planning.memory import kept_for_backward
 from diffseg_nnunet.refinement.sampling import entropy_bits
 from diffseg_nnunet.refinement.sizing import WIDTHS
@@ -465,6 +465,19 @@ def test_width_and_batch_fit_the_budget(project: Project) -> None:
     assert fit_refiner(between, "2d", content, settings).width < WIDTHS[0]
     with pytest.raises(BadInputError, match=r"Refine with --width 8, which fits, or plan with --gpu-memory 0.\d or"):
         fit_refiner(between, "2d", content, settings, width=32)
+
+
+def test_without_bfloat16_a_refiner_takes_more(project: Project) -> None:
+    """Older GPUs compute its step in float32."""
+    content, settings = project.dataset_json(), RefinementSettings(diffusion={"timesteps": 2})
+    plans = budgeted(project.plans(), 8, 4)
+    assert plans["diffseg"]["memory"]["bfloat16"]
+    newer = fit_refiner(plans, "2d", content, settings, width=8).memory
+    plans["diffseg"]["memory"]["bfloat16"] = False
+    older = fit_refiner(plans, "2d", content, settings, width=8).memory
+    shape, least = refined_shape(plans, "2d", content), replace(settings, width=8)
+    assert older == refiner_memory(replace(shape, batch=4), least, None)
+    assert older.total_gib > newer.total_gib
 
 
 def test_a_learning_segmentor_takes_more(project: Project) -> None:

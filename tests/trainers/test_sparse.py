@@ -17,13 +17,14 @@ from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
+from diffseg_nnunet.budgets.annotation import ScanGrid, SliceAnnotation
 from diffseg_nnunet.budgets.folds import BudgetFold
 from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.pipeline.label_budgets import draw_budget
 from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.trainers import DiffSegTrainer, DiffSegTrainerScratch
 from diffseg_nnunet.trainers.loaders import SeededLoader
-from diffseg_nnunet.trainers.sparse import keep_single_voxels
+from diffseg_nnunet.trainers.sparse import SparseSegmentation, keep_single_voxels
 from diffseg_nnunet.workspace import Workspace
 from tests.process_state import environment_restored
 
@@ -91,6 +92,18 @@ def test_annotated_slices_are_seen_and_no_others(
         assert (distance[annotated].min(axis=1) <= max(0.5, crop / len(annotated) / 2)).all()
         if configuration == "2d":
             assert annotated.sum() == len(fold.slices[case])
+
+
+@pytest.mark.parametrize(("highest", "dtype"), [(14, np.int8), (127, np.int16), (300, np.int16)])
+def test_the_ignore_label_fits_beside_many_labels(highest: int, dtype: type) -> None:
+    """nnU-Net keeps labels up to 127 as int8."""
+    labels = np.full((1, 2, 3, 4), highest, np.int8 if highest < 128 else np.int16)
+    grid = ScanGrid((2, 3, 4), (0, 0, 0), (2, 3, 4), (2, 3, 4))
+    seen = SparseSegmentation(labels, SliceAnnotation((1,)), grid, highest + 1)
+    values = seen[:]
+    assert seen.dtype == values.dtype == dtype
+    assert (values[:, 0] == highest + 1).all()
+    assert (values[:, 1:] == highest).all()
 
 
 @pytest.mark.parametrize("configuration", CONFIGURATIONS)

@@ -469,17 +469,37 @@ def test_a_checkpoint_of_another_plan_is_not_resumed(new_trainer: NewTrainer, pr
     assert_same(weights_of(trainer), before)
 
 
-@pytest.mark.parametrize("place", ["network_class_name", "conv_op"])
+_NETWORKS = "dynamic_network_architectures.architectures"
+
+
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [
+        ("network_class_name", "torch.hub.load"),
+        ("conv_op", "torch.hub.load"),
+        ("network_class_name", f"{_NETWORKS}.unet.np.load"),
+        ("network_class_name", f"{_NETWORKS}.unet.nn.Sequential"),
+        ("network_class_name", f"{_NETWORKS}.nothing"),
+        ("nonlin", "torch.nn.parallel.distributed.os.system"),
+        ("nonlin", "torch.nn.init.kaiming_normal_"),
+        ("nonlin", "torch.nn.DataParallel"),
+        ("nonlin", ["torch.nn.ReLU"]),
+    ],
+)
 def test_plans_of_a_checkpoint_cannot_name_foreign_code(
-    pretrained: DiffSegPretrainer, tmp_path: Path, place: str
+    pretrained: DiffSegPretrainer, tmp_path: Path, place: str, name: object
 ) -> None:
-    """nnU-Net imports and calls what plans name."""
+    """nnU-Net imports and calls what plans name, and a module leads to all that it imports."""
     content = torch.load(pretrained.final_checkpoint, weights_only=True)
     architecture = content["plans"]["configurations"]["3d_fullres"]["architecture"]
-    (architecture if place == "network_class_name" else architecture["arch_kwargs"])[place] = "torch.hub.load"
+    arguments = architecture["arch_kwargs"]
+    (architecture if place == "network_class_name" else arguments)[place] = name
+    arguments["nonlin_kwargs"] = {"command": f"touch {tmp_path / 'run'}"}
     torch.save(content, tmp_path / "foreign.pth")
-    with pytest.raises(BadInputError, match=r"name torch\.hub\.load, which is no part of a planned network"):
+    with pytest.raises(BadInputError, match=r"which is no part of a planned network") as refused:
         load_pretrained(tmp_path / "foreign.pth", torch.device("cpu"))
+    assert f"name {name}" in str(refused.value)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_checkpoint_of_another_version_is_refused_in_words(pretrained: DiffSegPretrainer, tmp_path: Path) -> None:

@@ -1,0 +1,65 @@
+"""nnU-Net's cascade: the full resolution reads what the low one says, and is trained anew when that changes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+if TYPE_CHECKING:
+    from tests.pipeline.conftest import TinyProject
+
+pytestmark = pytest.mark.pipeline
+
+LOW, FULL = "3d_lowres", "3d_cascade_fullres"
+TRAIN = ("train", 1, "-f", "all", "--strategy", "scratch", "--iterations", 4, "--optimizer", "adamw")
+
+
+@pytest.fixture
+def cascaded(planned: TinyProject, tmp_path: Path) -> TinyProject:
+    """Planned with a cascade, as nnU-Net plans it where scans are much larger than a patch."""
+    project = planned.copy(tmp_path)
+    path = project.preprocessed / "DiffSegPlans.json"
+    plans = json.loads(path.read_text())
+    full = plans["configurations"]["3d_fullres"]
+    low = {"data_identifier": f"DiffSegPlans_{LOW}", "spacing": [20.0] * 3, "next_stage": FULL}
+    plans["configurations"] |= {LOW: full | low, FULL: {"inherits_from": "3d_fullres", "previous_stage": LOW}}
+    sections = plans["diffseg"]["configurations"]
+    sections |= dict.fromkeys((LOW, FULL), sections["3d_fullres"])
+    path.write_text(json.dumps(plans))
+    return project
+
+
+def test_a_cascade_is_trained_anew_when_its_first_stage_changes(cascaded: TinyProject) -> None:
+    project = cascaded
+    predict = ("predict", "-d", 1, "-i", project.test_images, "--strategy", "scratch", "-f", "all", "--no-mirroring")
+    second = (*TRAIN, "-c", FULL)
+    lines = [
+        ("preprocess", 1, "-c", LOW, "3d_fullres"),
+        (*TRAIN, "-c", LOW),
+        second,
+        (*predict, "-c", FULL, "-o", project.folder / "out"),
+        second,
+        (*TRAIN, "-c", LOW, "--seed", 1),
+        second,
+    ]
+    *_, predicted, unchanged, first_anew, anew = project.diffseg.in_one_process(lines)
+    for each in (predicted, first_anew):
+        each.ok()
+    assert "finished before, unchanged" in unchanged.ok().out
+    assert "finished before, unchanged" not in anew.ok().out
+    read = project.results / f"DiffSegTrainerScratch__DiffSegPlans__{LOW}" / "predicted_next_stage" / FULL
+    assert len(list(read.glob("*.b2nd"))) == len(list((project.raw / "labelsTr").iterdir()))
+    segmentations = sorted((project.folder / "out").glob("*.nii.gz"))
+    assert len(segmentations) == 2
+    for path in segmentations:
+        assert sitk.ReadImage(str(path)).GetSize() == sitk.ReadImage(str(_image(project, path))).GetSize()
+        assert np.isin(sitk.GetArrayFromImage(sitk.ReadImage(str(path))), range(4)).all()
+
+
+def _image(project: TinyProject, segmentation: Path) -> Path:
+    return project.test_images / segmentation.name.replace(".nii.gz", "_0000.nii.gz")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from filelock import FileLock
 
 if TYPE_CHECKING:
     from tests.pipeline.conftest import TinyProject
@@ -200,6 +201,22 @@ def test_a_constant_scan_of_the_pool_is_refused_unverified(planned_project: Tiny
     preprocessed.refused("1 case(s) of", "others are done", reason, "`diffseg verify 2`")
     done = {path.stem for path in project.preprocessed.glob(f"*_unlabelled/{project.pool_name}/*.pkl")}
     assert done == {path.name.removesuffix("_0000.nii.gz") for path in good}
+
+
+def test_predictions_replace_predictions_alone(project: TinyProject) -> None:
+    """Neither what somebody else has made, nor what another process is making."""
+    output, busy = project.folder / "annotated", project.folder / "busy"
+    case = min(project.test_images.iterdir()).name.replace("_0000.nii.gz", ".nii.gz")
+    for path in (output / case, output / "uncertainty" / "notes.txt", output / "member_notes" / "a", busy / "a"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("of somebody else")
+    predict = ("predict", "-d", 1, "-i", project.test_images, "-o")
+    with FileLock(busy / ".diffseg_prediction.lock"):
+        foreign, second = project.diffseg.in_one_process([(*predict, output), (*predict, busy)])
+    foreign.refused(f"annotated holds {case}, which `diffseg predict` has not written", "-o")
+    second.refused("Another process is predicting into", "busy", "-o")
+    theirs = [path for folder in (output, busy) for path in folder.rglob("[!.]*") if path.is_file()]
+    assert [path.read_text() for path in theirs] == ["of somebody else"] * 4
 
 
 def test_images_without_channel_numbers(project: TinyProject) -> None:

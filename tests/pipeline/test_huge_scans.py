@@ -10,16 +10,36 @@ import numpy as np
 import pytest
 
 from diffseg_nnunet.coordinates.body import AxisRange
+from diffseg_nnunet.inference import predictor
 from diffseg_nnunet.pipeline import coordinates
 from diffseg_nnunet.pipeline.reporter import Silent
 from diffseg_nnunet.raw_dataset import Case
 
 
-def test_a_huge_scan_is_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cases = [Case(name, (tmp_path / f"{name}.nii.gz",), None) for name in ("a", "huge", "z")]
-    for case in cases:
+@pytest.fixture
+def cases(tmp_path: Path) -> list[Case]:
+    found = [Case(name, (tmp_path / f"{name}.nii.gz",), None) for name in ("a", "huge", "z")]
+    for case in found:
         case.images[0].touch()
+    return found
 
+
+def test_a_huge_scan_is_not_segmented(tmp_path: Path, cases: list[Case], monkeypatch: pytest.MonkeyPatch) -> None:
+    predicted = []
+
+    def predict(_predictor: Any, case: Case, *_: Any) -> None:
+        if case.identifier == "huge":
+            np.empty(1 << 60, np.float32)  # more than any machine has
+        predicted.append(case.identifier)
+
+    monkeypatch.setattr(predictor, "_predict", predict)
+    model = SimpleNamespace(dataset_json={"file_ending": ".nii.gz"})
+    failed = predictor.predict_cases(model, cases, tmp_path / "out")
+    assert [(case.case, "the memory does not suffice" in case.reason) for case in failed] == [("huge", True)]
+    assert predicted == ["a", "z"]
+
+
+def test_a_huge_scan_is_set_aside(tmp_path: Path, cases: list[Case], monkeypatch: pytest.MonkeyPatch) -> None:
     def predict(_model: Any, case: Case, _path: Path) -> dict[str, AxisRange]:
         if case.identifier == "huge":
             np.empty(1 << 60, np.float32)  # more than any machine has

@@ -20,6 +20,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ from diffseg_nnunet.errors import BadInputError
 
 DATASET_JSON = "dataset.json"
 SPLITS_FILE = "splits_final.json"
+_GZIP_TRAILER = 8
+"""Bytes: the checksum of what is compressed, and its size (RFC 1952)."""
 VOLUME_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha")
 SIGNED_FOLDERS = ("imagesTr", "labelsTr", "imagesUn")
 
@@ -139,18 +142,15 @@ class RawDataset:
     def content_signature(self) -> str:
         """SHA-256 (hexadecimal) that changes when dataset.json, or any labelled or unlabelled file, changes.
 
-        Files enter by relative path, size and time of modification: nothing is read, so thousands of scans cost
-        milliseconds.
+        Files enter by relative path, size, and checksum where they are gzip's, which ends with one of its content, or
+        else time of modification: hardly anything is read. So a copied workspace of ``.nii.gz`` is unchanged.
         """
         digest = hashlib.sha256(json.dumps(self.dataset_json, sort_keys=True).encode())
         files = [path for name in SIGNED_FOLDERS for path in visible_files(self.folder / name)]
         if "dataset" in self.dataset_json:
             files += [path for case in self._listed_cases() for path in (*case.images, case.label) if path is not None]
         for path in sorted(set(files)):
-            # a file that has vanished, or a broken link, is a change too, not a reason to fail
-            status = path.stat() if path.exists() else None
-            size_and_time = (status.st_size, status.st_mtime_ns) if status else None
-            digest.update(repr((Path(os.path.relpath(path, self.folder)).as_posix(), size_and_time)).encode())
+            digest.update(repr((Path(os.path.relpath(path, self.folder)).as_posix(), _file_state(path))).encode())
         return digest.hexdigest()
 
     def _listed_cases(self) -> list[Case]:
@@ -179,6 +179,28 @@ class RawDataset:
                 "Add it as nnU-Net's dataset format asks, or convert the data set again with `diffseg convert`.",
             )
         return self.dataset_json[key]
+
+
+def _file_state(path: Path) -> tuple[int, int] | None:
+    """What tells that a file has changed: its size, and the checksum (CRC-32) that gzip ends with, which survives a
+    copy, or of other formats the time of modification; None where it has vanished, or is a broken link."""
+    try:
+        status = path.stat()
+        return status.st_size, _check(path, status.st_size, status.st_mtime_ns)
+    except FileNotFoundError:
+        return None
+
+
+@lru_cache(maxsize=100_000)
+def _check(path: Path, size: int, modified: int) -> int:
+    if path.suffix != ".gz" or size < _GZIP_TRAILER:
+        return modified
+    try:
+        with open(path, "rb") as stream:
+            stream.seek(-_GZIP_TRAILER, os.SEEK_END)
+            return int.from_bytes(stream.read(4), "little")
+    except PermissionError:  # for `diffseg verify` to report
+        return modified
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

@@ -77,7 +77,8 @@ def plan(
 ) -> None:
     """Extract the fingerprint and plan both stages: patch, batch and topology.
 
-    --explain, --json and --measure alone take the plan there is: it is made again only if the data have changed.
+    Without an option that says how to plan, it is planned as last time, and only if the data have changed. With some,
+    the others have their defaults.
     """
     answer = None
     with (
@@ -103,7 +104,7 @@ def plan(
             coordinates=check_choice("--coordinates", coordinates, ("auxiliary", "guidance", "none")),
             from_checkpoint=None if from_checkpoint is None else str(from_checkpoint.absolute()),
         )
-        if (explain or as_json or measure) and not _any_given(context):
+        if not _any_given(context):
             request = last_request(project)
         plans = plan_stage(project, request)
         if measure:

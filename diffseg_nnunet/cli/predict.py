@@ -7,8 +7,10 @@ from typing import Annotated
 
 import typer
 
-from diffseg_nnunet.cli.arguments import STRATEGIES, Configurations, DatasetOption, Device, Folds, Strategy, Workspace
+from diffseg_nnunet.cli.arguments import STRATEGIES, DatasetOption, Device, Strategy, Workspace
 from diffseg_nnunet.cli.console import open_project
+
+_FULL = "3d_fullres"
 
 
 def predict(
@@ -17,8 +19,13 @@ def predict(
         Path, typer.Option("--input", "-i", help="Folder of images CASE_0000.nii.gz.", show_default=False)
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the segmentations.", show_default=False)],
-    configuration: Configurations = None,
-    fold: Folds = None,
+    configuration: Annotated[
+        list[str] | None,
+        typer.Option("--configuration", "-c", help="nnU-Net configuration; several are averaged.", show_default=_FULL),
+    ] = None,
+    fold: Annotated[
+        list[str] | None, typer.Option("--fold", "-f", help="Fold, or 'all'; several are averaged.", show_default="0")
+    ] = None,
     strategy: Strategy = "finetune",
     no_mirroring: Annotated[bool, typer.Option("--no-mirroring", help="No test-time mirroring: faster.")] = False,
     postprocessing: Annotated[
@@ -86,7 +93,7 @@ def predict(
         from diffseg_nnunet.pipeline.prediction import predict as predict_stage
 
         request = PredictionRequest(
-            configurations=tuple(configuration or ("3d_fullres",)),
+            configurations=tuple(configuration or (_FULL,)),
             folds=folds,
             strategy=strategy,
             mirroring=not no_mirroring,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -20,6 +21,14 @@ def run(
     strategy: Annotated[str | None, typer.Option(help=f"{', '.join(STRATEGIES)}, as in `train`. {_KEPT}")] = None,
     iterations: Annotated[int | None, typer.Option(min=1, help=f"Training length. {_KEPT}")] = None,
     pretrain_iterations: Annotated[int | None, typer.Option(min=1, help=f"Pretraining length. {_KEPT}")] = None,
+    pretrained: Annotated[
+        Path | None,
+        typer.Option(
+            help="Checkpoint to start from, in place of a pretraining. Not given: the one of `plan --from-checkpoint`, "
+            "if the data set was planned so.",
+            show_default=False,
+        ),
+    ] = None,
     pretrain_on: Annotated[
         str | None,
         typer.Option(help=f"fold: each fold's own training cases. all: once, on the images of all cases. {_KEPT}"),
@@ -66,6 +75,7 @@ def run(
         request = RunRequest(
             configurations=tuple(configuration) if configuration else None,
             folds=tuple(parse_fold(text) for text in fold) if fold else None,
+            pretrained=None if pretrained is None else pretrained.absolute(),
             strategy=strategy and check_choice("--strategy", strategy, STRATEGIES),
             pretrain_on=pretrain_on and check_choice("--pretrain-on", pretrain_on, ("fold", "all")),
             plan=given(
@@ -88,6 +98,8 @@ def run(
             project.reporter.console.print(summary_table(evaluation))
             for failure in evaluation.failures:
                 project.reporter.warn(f"{failure.case} was not scored: {failure.reason}")
+        if result.predicted is not None and (command := result.predicted.command(project.id)) is not None:
+            project.reporter.info(f"to predict with what was selected: {command}")
         project.reporter.info(f"manifest: {project.manifest.path}")
         project.reporter.info(f"report: {write_project_report(project)}")
         for case in result.failed:

@@ -81,7 +81,7 @@ def comparison_rows(comparison: Comparison) -> tuple[str, list[str], list[list[s
 
 def _table(title: str, caption: str) -> Table:
     table = Table(title=title, caption=escape(caption), caption_justify="left", box=SIMPLE_HEAD)
-    table.add_column("structure", overflow="fold")
+    table.add_column("structure", overflow="fold", min_width=12)
     return table
 
 

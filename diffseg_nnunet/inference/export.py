@@ -11,14 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from batchgenerators.utilities.file_and_folder_operations import save_pickle
-from nnunetv2.inference.export_prediction import (
-    convert_predicted_logits_to_segmentation_with_correct_shape,
-    export_prediction_from_logits,
-    resample_and_save,
-)
+import torch
+from nnunetv2.inference.export_prediction import export_prediction_from_logits, resample_and_save
+from numpy.typing import NDArray
 
 from diffseg_nnunet.atomic import full_disk_named, remove_leftovers, temporary_sibling
+from diffseg_nnunet.inference.slabs import resampled_slabs
 from diffseg_nnunet.inference.uncertainty import UNCERTAINTY_FOLDER, Measure, write_map
 from diffseg_nnunet.raw_dataset import VOLUME_ENDINGS
 from diffseg_nnunet.verification import UnreadableVolumeError, read_volume
@@ -58,7 +56,7 @@ def export_case(
     """
     file_ending = predictor.dataset_json["file_ending"]
     with partial_folder(folder) as partial, full_disk_named(folder / f"{case}{file_ending}"):
-        if uncertainty is None:
+        if with_probabilities:
             export_prediction_from_logits(
                 logits,
                 properties,
@@ -66,27 +64,37 @@ def export_case(
                 predictor.plans_manager,
                 predictor.dataset_json,
                 str(partial / case),
-                with_probabilities,
+                save_probabilities=True,
             )
-        else:
-            _export_measured(logits, properties, predictor, partial / case, with_probabilities, uncertainty)
+        if not with_probabilities or uncertainty is not None:
+            segmentation, uncertain = _in_slabs(logits, properties, predictor, uncertainty)
+            if not with_probabilities:
+                writer = predictor.plans_manager.image_reader_writer_class()
+                writer.write_seg(segmentation, str(partial / f"{case}{file_ending}"), properties)
+            if uncertain is not None:
+                write_map(uncertain, partial / case, file_ending)
         publish_case(partial, folder, case, file_ending, with_probabilities, uncertainty is not None)
 
 
-def _export_measured(
-    logits: Any, properties: dict, predictor: Any, path: Path, with_probabilities: bool, uncertainty: Measure
-) -> None:
-    """As nnU-Net exports, with the map of the uncertainty, from probabilities that need not go through a file."""
-    plans, labels = predictor.plans_manager, predictor.plans_manager.get_label_manager(predictor.dataset_json)
-    segmentation, probabilities = convert_predicted_logits_to_segmentation_with_correct_shape(
-        logits, plans, predictor.configuration_manager, labels, properties, return_probabilities=True
-    )
-    file_ending = predictor.dataset_json["file_ending"]
-    plans.image_reader_writer_class().write_seg(segmentation, f"{path}{file_ending}", properties)
-    write_map(probabilities, path, file_ending, uncertainty)
-    if with_probabilities:
-        np.savez_compressed(f"{path}.npz", probabilities=probabilities)
-        save_pickle(properties, f"{path}.pkl")
+@torch.inference_mode()
+def _in_slabs(
+    logits: Any, properties: dict, predictor: Any, uncertainty: Measure | None
+) -> tuple[NDArray, NDArray | None]:
+    """The segmentation, as nnU-Net's export makes it, and what is uncertain of it, float32; both on the scan's grid."""
+    plans = predictor.plans_manager
+    labels = plans.get_label_manager(predictor.dataset_json)
+    shape = properties["shape_before_cropping"]
+    # what was cropped away is background for certain
+    segmentation = np.zeros(shape, np.uint8 if len(labels.foreground_labels) < 255 else np.uint16)
+    uncertain = None if uncertainty is None else np.zeros(shape, np.float32)
+    box = tuple(slice(*bounds) for bounds in properties["bbox_used_for_cropping"])
+    logits = torch.from_numpy(logits) if isinstance(logits, np.ndarray) else logits
+    for slices, slab in resampled_slabs(logits, properties, plans, predictor.configuration_manager):
+        segmentation[box][slices] = labels.convert_logits_to_segmentation(slab).numpy()
+        if uncertain is not None:
+            uncertain[box][slices] = uncertainty(labels.apply_inference_nonlin(slab)).numpy()
+    back = plans.transpose_backward
+    return segmentation.transpose(back), None if uncertain is None else uncertain.transpose(back)
 
 
 def publish_case(

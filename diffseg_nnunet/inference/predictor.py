@@ -15,6 +15,7 @@ from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to
 from diffseg_nnunet.atomic import remove_leftovers
 from diffseg_nnunet.errors import BadInputError, StageFailedError
 from diffseg_nnunet.inference.export import export_case, is_exported
+from diffseg_nnunet.inference.one_plan import require_one_plan
 from diffseg_nnunet.inference.preprocessing import preprocess_case
 from diffseg_nnunet.inference.uncertainty import Measure
 from diffseg_nnunet.inference.voting import plans_to_predict_with
@@ -38,9 +39,10 @@ def load_predictor(
     """nnU-Net's predictor with the trained folds of a model folder.
 
     Raises:
-        BadInputError: a fold has no such checkpoint.
+        BadInputError: a fold has no such checkpoint, or one of another plan.
     """
     require_trained(model_folder, folds, checkpoint)
+    require_one_plan(model_folder, folds, checkpoint)
     predictor = nnUNetPredictor(use_mirroring=mirroring, device=device, allow_tqdm=False)
     # nnU-Net's own checkpoint format, which is a pickle: only models of this workspace are read here
     predictor.initialize_from_trained_model_folder(str(model_folder), tuple(folds), checkpoint)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import SimpleITK as sitk
 import torch
 from numpy.typing import NDArray
@@ -32,26 +33,26 @@ def _entropy(regions: bool, probabilities: Tensor) -> Tensor:
     return entropy_bits(probabilities[None], exclusive=not regions)[0, 0]
 
 
-def write_map(probabilities: NDArray, path: Path, file_ending: str, measure: Measure) -> None:
-    """Write the uncertainty of each voxel as a float32 image, ``uncertainty/CASE`` + ending.
+def write_map(uncertainty: NDArray, path: Path, file_ending: str) -> None:
+    """Write the uncertainty of each voxel as an image, ``uncertainty/CASE`` + ending.
 
     Args:
-        probabilities: float32 (classes, *shape of the image), as nnU-Net exports them.
+        uncertainty: float32, of the image's shape.
         path: of the segmentation, without its ending; it gives the geometry, and the folder is beside it.
         file_ending: of both images.
-        measure: of the uncertainty.
     """
-    image = sitk.GetImageFromArray(_in_slabs(torch.from_numpy(probabilities), measure).numpy())
+    image = sitk.GetImageFromArray(uncertainty)
     image.CopyInformation(sitk.ReadImage(f"{path}{file_ending}"))
     target = path.with_name(UNCERTAINTY_FOLDER) / f"{path.name}{file_ending}"
     target.parent.mkdir(exist_ok=True)
     sitk.WriteImage(image, str(target), useCompression=True)
 
 
-def _in_slabs(probabilities: Tensor, measure: Measure) -> Tensor:
-    """The measure of a whole image: on the way it holds further copies of all classes, of some slices only."""
-    found = torch.empty(probabilities.shape[1:])
+def measured(probabilities: NDArray, measure: Measure) -> NDArray:
+    """The measure of a whole image's probabilities, (classes, *shape): on the way it holds further copies of all
+    classes, of some slices only."""
+    found = np.empty(probabilities.shape[1:], np.float32)
     for start in range(0, len(found), _SLAB):
         part = slice(start, start + _SLAB)
-        found[part] = measure(probabilities[:, part])
+        found[part] = measure(torch.from_numpy(probabilities[:, part])).numpy()
     return found

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.evaluation.comparison import Comparison, compare
 from diffseg_nnunet.evaluation.folders import FILE_ENDINGS, Evaluation, evaluate_folders
 from diffseg_nnunet.evaluation.labels import read_label_names
@@ -35,6 +37,9 @@ def evaluate(
 ) -> Evaluation:
     """Score a folder of segmentations and write scores.json, scores.csv, summary.csv and report.html into `output`.
 
+    Raises:
+        BadInputError: as :func:`evaluate_folders`, or `output` cannot be written to.
+
     Args:
         labels: of the references: labels.json or nnU-Net's dataset.json; structures are scored by name.
         prediction_labels: of the segmentations, where their numbering is another one; None: `labels`.
@@ -44,6 +49,7 @@ def evaluate(
         workers: cases compared at once; None: as many as there are cores.
         worst: how many of the worst cases are named.
     """
+    _require_writable(output)  # before all the scoring
     evaluation = evaluate_folders(
         prediction,
         reference,
@@ -60,6 +66,12 @@ def evaluate(
     write_report(evaluation, output)
     write_evaluation_page(output, evaluation)
     return evaluation
+
+
+def _require_writable(folder: Path) -> None:
+    there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        raise BadInputError(f"Nothing can be written to {folder}: {there} is no folder, or read-only.", "Correct -o.")
 
 
 def compare_evaluations(prediction: Evaluation, against: Evaluation, output: Path) -> Comparison:

@@ -11,6 +11,7 @@ from pathlib import Path
 from diffseg_nnunet import registry
 from diffseg_nnunet.atomic import write_file
 from diffseg_nnunet.errors import BadInputError
+from diffseg_nnunet.inference.one_plan import require_one_plan
 from diffseg_nnunet.pipeline.label_budgets import budget_folds
 from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.pipeline.starting import FINAL, Fold
@@ -34,7 +35,8 @@ def export_stock(
         The folds in the zip.
 
     Raises:
-        BadInputError: no such fold is trained, `target` is no .zip, or the strategy's result is no stock network.
+        BadInputError: no such fold is trained, or not by one plan, `target` is no .zip, or the strategy's result is no
+            stock network.
     """
     if not registry.load("trainers", strategy).is_stock:
         raise BadInputError(
@@ -56,6 +58,7 @@ def export_stock(
             f"{folder} has no trained {', '.join(missing) or 'fold'}{but}.",
             f"Run `diffseg train {project.id} -c {configuration} -f …` first{way}.",
         )
+    require_one_plan(folder, [name.removeprefix("fold_") for name in chosen], FINAL)
     root = f"{project.name}/{STOCK_TRAINER}__{PLANS_NAME}__{configuration}"
     write_file(target, lambda path: _write_zip(path, folder, root, chosen))
     return chosen

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping
-from contextlib import redirect_stdout
+from contextlib import nullcontext, redirect_stdout, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -14,6 +14,8 @@ from typing import Any, ClassVar
 
 from diffseg_nnunet import registry
 from diffseg_nnunet.atomic import remove_leftovers
+from diffseg_nnunet.errors import BadInputError
+from diffseg_nnunet.inference.one_plan import trained_otherwise
 from diffseg_nnunet.pipeline.device import gpu_memory_watched, gpu_of, release_memory
 from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.pipeline.starting import FINAL, LATEST, is_planned_source, refuse_misfit, start
@@ -108,22 +110,35 @@ def run_job(job: Job, resume: bool) -> Path:
                 if processes.from_first(None):
                     _train(job)
             return job.final
-        if resume and job.is_finished():
-            project.reporter.info(f"{job.stage}: finished before, unchanged")
-            processes.from_first(False)
-            return job.final
-        job.check()  # before anything earlier is set aside
-        if not resume:
-            _set_aside(project, job.folder)
-        watched = gpu_memory_watched(gpu_of(job.device), gib, project.id, project.reporter.warn)
-        discard = partial(_set_aside, project, job.folder)
-        running = project.manifest.running(job.stage, job.inputs, job.noted, discard)
-        with watched, running as run, project.log(job.stage.replace("/", "_")):
-            remove_leftovers(job.folder)
-            processes.from_first(True)
-            run.outputs.update(_train(job))
-    release_memory(job.device)  # the next fold of this process needs it
+        # the others of several processes would not wait for the first as long as that may have to
+        alone = processes.world_size() == 1
+        with project.manifest.turn(job.stage, project.reporter.info) if alone else nullcontext():
+            finished = _run_as_first(job, resume, gib)
+    if not finished:
+        release_memory(job.device)  # the next fold of this process needs it
     return job.final
+
+
+def _run_as_first(job: Job, resume: bool, gib: float) -> bool:
+    """Run a job and keep the books; returns whether it had been finished before."""
+    project = job.project
+    if resume and job.is_finished():
+        project.reporter.info(f"{job.stage}: finished before, unchanged")
+        processes.from_first(False)
+        return True
+    job.check()  # before anything earlier is set aside
+    if not resume:
+        _set_aside(project, job.folder)
+    if not isinstance(job, PretrainingJob):  # whose checkpoints hold their plans, and are used alone
+        _set_other_plans_aside(job)
+    watched = gpu_memory_watched(gpu_of(job.device), gib, project.id, project.reporter.warn)
+    discard = partial(_set_aside, project, job.folder)
+    running = project.manifest.running(job.stage, job.inputs, job.noted, discard)
+    with watched, running as run, project.log(job.stage.replace("/", "_")):
+        remove_leftovers(job.folder)
+        processes.from_first(True)
+        run.outputs.update(_train(job))
+    return False
 
 
 def _train(job: Job) -> dict[str, Any]:
@@ -176,6 +191,16 @@ def _set_aside(project: Project, folder: Path) -> None:
         project.reporter.warn(f"the earlier {folder.name}, of other data, plan or settings, is kept as {kept}")
     elif folder.exists():
         shutil.rmtree(folder)
+
+
+def _set_other_plans_aside(job: Job) -> None:
+    """nnU-Net keeps one plan for all folds of a model folder, from now on this one: what was trained by another
+    would be predicted with by a plan that is not its own."""
+    plans = job.project.plans()
+    for path in sorted(job.folder.parent.glob(f"fold_*/{FINAL}")):
+        with suppress(BadInputError):  # a damaged one is none of this job's business, and refused where it is used
+            if path.parent != job.folder and trained_otherwise(path, plans, job.configuration):
+                _set_aside(job.project, path.parent)
 
 
 def _outputs(job: Job, trainer: Any) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -19,7 +18,7 @@ from diffseg_nnunet.budgets.draws import draw_slices, seeded_order
 from diffseg_nnunet.budgets.folds import LABEL_BUDGETS, BudgetFold, read_budget_folds, write_budget_folds
 from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.pipeline.project import Project
-from diffseg_nnunet.pipeline.splits import check_fold, ensure_splits
+from diffseg_nnunet.pipeline.splits import check_fold, ensure_splits, read_splits
 from diffseg_nnunet.raw_dataset import SPLITS_FILE, values_of_labels
 
 Fold = int | str
@@ -38,7 +37,7 @@ def budget_folds(project: Project) -> dict[int, BudgetFold]:
     path = project.preprocessed / SPLITS_FILE
     if not path.is_file():
         return {}
-    return read_budget_folds(project.preprocessed, json.loads(path.read_text(encoding="utf-8")))
+    return read_budget_folds(project.preprocessed, read_splits(path))
 
 
 def base_fold(project: Project, configuration: str, fold: Fold) -> Fold:

@@ -36,6 +36,8 @@ _PACKAGES = (
     "SimpleITK",
 )
 _RSS_INTERVAL_S = 1.0
+_held: set[str] = set()
+"""Files of the locks of stages whose turn it is in this process."""
 
 
 def signature(inputs: Mapping[str, Any]) -> str:
@@ -74,9 +76,13 @@ class Manifest:
         if not self.path.is_file():
             return {"format": 1, "dataset": self.path.parent.name, "stages": {}}
         try:
-            return json.loads(self.path.read_text(encoding="utf-8"))
+            content = json.loads(self.path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise BadInputError(f"{self.path} is not readable: {error}.", "Mend or remove it.") from error
+        stages = content.get("stages") if isinstance(content, dict) else None
+        if not isinstance(stages, dict) or not all(isinstance(stage, dict) for stage in stages.values()):
+            raise BadInputError(f"{self.path} is no manifest of a run.", "Mend or remove it.")
+        return content
 
     def stage(self, name: str) -> dict[str, Any]:
         """The record of a stage, empty if it never ran."""
@@ -107,11 +113,34 @@ class Manifest:
             yield from self._recorded(name, inputs, settings, discard)
 
     @contextmanager
+    def turn(self, name: str, tell: Callable[[str], None]) -> Iterator[None]:
+        """The block is for this process alone, which waits for another that works on the same stage: jobs of single
+        folds, started together, find done what the first of them has done for all. The stage's state is to be asked
+        for, and the stage run, within the block.
+
+        Args:
+            tell: told that there is somebody to wait for.
+        """
+        lock = self._lock(name)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            tell(f"waiting for another process, which is working on {name} of {self.path.parent.name}")
+            lock.acquire()
+        _held.add(lock.lock_file)
+        try:
+            yield
+        finally:
+            _held.discard(lock.lock_file)
+            lock.release()
+
+    @contextmanager
     def _only_one(self, name: str) -> Iterator[None]:
         """One process at a time: two would write the same folder."""
-        folder = self.path.parent / "logs"
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / f"{name.replace('/', '_')}.lock")
+        lock = self._lock(name)
+        if lock.lock_file in _held:
+            yield
+            return
         try:
             lock.acquire(timeout=0)
         except Timeout as error:
@@ -122,6 +151,11 @@ class Manifest:
             yield
         finally:
             lock.release()
+
+    def _lock(self, name: str) -> FileLock:
+        folder = self.path.parent / "logs"
+        folder.mkdir(parents=True, exist_ok=True)
+        return FileLock(folder / f"{name.replace('/', '_')}.lock")
 
     def _recorded(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from diffseg_nnunet import registry
+from diffseg_nnunet.atomic import write_text
 from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.planning.decisions import Decision
@@ -18,6 +20,7 @@ from diffseg_nnunet.planning.gpus import memory_budget
 from diffseg_nnunet.planning.hardware import worker_count
 from diffseg_nnunet.planning.section import diffseg_section
 from diffseg_nnunet.raw_dataset import RawDataset, read_json_object
+from diffseg_nnunet.verification import listed
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,11 @@ def plan(project: Project, request: PlanRequest) -> dict[str, Any]:
         BadInputError: unknown planner, bad budget, an unlabelled data set that is missing or has other channels, a
             checkpoint to start from that is none or fits too small a share of the network.
     """
-    request = _with_digest(request)
+    with project.manifest.turn("plan", project.reporter.info):
+        return _plan(project, _with_digest(request))
+
+
+def _plan(project: Project, request: PlanRequest) -> dict[str, Any]:
     inputs = _plan_inputs(project, request)
     pool = list(inputs["pool"])
     if _has_own_plans(project) and project.manifest.is_finished("plan", inputs):
@@ -100,11 +107,52 @@ def plan(project: Project, request: PlanRequest) -> dict[str, Any]:
     with project.manifest.running("plan", inputs, request.to_json()), project.log("plan"):
         _fingerprint(project)
         if project.plans_path.is_file() and not _has_own_plans(project):
-            kept = project.plans_path.with_name(f"superseded_{datetime.now():%Y%m%d-%H%M%S}_{project.plans_path.name}")
+            kept = _superseded(project.plans_path)
             project.plans_path.rename(kept)
             project.reporter.warn(f"{project.plans_path.name} is no plan of diffseg: it is kept as {kept}")
+        before = project.plans_path.read_text(encoding="utf-8") if project.plans_path.is_file() else None
         _write_plans(project, planner_class, request, budget, pool, source)
+        if before is not None:
+            _keep_replaced(project, before)
     return project.plans()
+
+
+def _keep_replaced(project: Project, before: str) -> None:
+    """Keep a plan that networks were trained by, where the new one is another, and say so."""
+    stages = project.manifest.read()["stages"]
+    trained = [name for name in stages if name.startswith(("pretrain/", "train/", "refine/"))]
+    if not trained or json.loads(before) == project.plans():
+        return
+    kept = _superseded(project.plans_path)
+    write_text(kept, before)
+    project.reporter.warn(
+        f"{listed(trained)} are of the plan before this one, which is kept as {kept}: they are not gone on with, and "
+        "set aside where others are trained in their place"
+    )
+
+
+def _superseded(path: Path) -> Path:
+    return path.with_name(f"superseded_{datetime.now():%Y%m%d-%H%M%S}_{path.name}")
+
+
+def planned_source(project: Project) -> Path | None:
+    """The checkpoint that the plan was made to start from; None where it was made without.
+
+    Raises:
+        BadInputError: it has gone, or is another by now.
+    """
+    from diffseg_nnunet.training.checkpoint import file_digest  # with torch
+
+    source, request = diffseg_section(project.plans()).get("source"), last_request(project)
+    if source is None:
+        return None
+    path = Path(request.from_checkpoint or source["checkpoint"])
+    if not path.is_file() or file_digest(path) != source["sha256"]:
+        raise BadInputError(
+            f"{project.name} is planned to start from {source['checkpoint']}, and that is not at {path} any more.",
+            "Give it with --pretrained, or plan anew without --from-checkpoint.",
+        )
+    return path
 
 
 def last_request(project: Project) -> PlanRequest:
@@ -187,7 +235,7 @@ def require_planned(project: Project) -> None:
     if stored and not project.manifest.is_finished("plan", _plan_inputs(project, PlanRequest.from_json(stored))):
         raise BadInputError(
             f"The data of {project.name} have changed since it was planned, or planning was interrupted.",
-            f"Run `diffseg plan {project.id}` again, with the options it had, or `diffseg run {project.id}`.",
+            f"Run `diffseg plan {project.id}`, which plans as last time, or `diffseg run {project.id}`.",
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from diffseg_nnunet.inference.export import endings, is_exported, partial_folder
 from diffseg_nnunet.inference.merging import merge_files_of_labels
 from diffseg_nnunet.inference.predictor import FailedCase, load_predictor, predict_cases
 from diffseg_nnunet.inference.refining import RefineOptions, load_refining_predictor
-from diffseg_nnunet.inference.uncertainty import UNCERTAINTY_FOLDER, Measure, entropy, write_map
+from diffseg_nnunet.inference.uncertainty import UNCERTAINTY_FOLDER, Measure, entropy, measured, write_map
 from diffseg_nnunet.pipeline.device import prepare_device
 from diffseg_nnunet.pipeline.prediction_checks import check_refiners, require_maps, require_models
 from diffseg_nnunet.pipeline.project import Project
@@ -68,6 +69,16 @@ class PredictionRequest:
     def trainer(self) -> str:
         """The registered name of the trainer whose models are predicted with."""
         return self.strategy if self.refine is None else REFINE
+
+    def command(self, dataset_id: int) -> str | None:
+        """The command line that predicts so; None where there is none, of structures that are refined in part."""
+        if self.refined_structures is not None:
+            return None
+        words = ["diffseg", "predict", "-d", dataset_id, "-i", "IMAGES", "-o", "OUTPUT", "--strategy", self.strategy]
+        words += ["-c", *self.configurations, "-f", *self.folds]
+        if self.postprocessing is not None:
+            words += ["--postprocessing", self.postprocessing]
+        return shlex.join(map(str, words + (["--refine"] if self.refine is not None else [])))
 
 
 def input_cases(folder: Path, file_ending: str, channel_count: int) -> tuple[list[Case], list[FailedCase]]:
@@ -340,7 +351,7 @@ def _predict_ensemble(
             probabilities, kept = [str(folder / f"{case}.npz") for folder in folders], request.probabilities
             merge_files(probabilities, str(partial / case), ending, writer, labels, kept)
             if measure is not None:
-                write_map(average_probabilities(probabilities), partial / case, ending, measure)
+                write_map(measured(average_probabilities(probabilities), measure), partial / case, ending)
             publish_case(partial, output, case, ending, kept, measure is not None)
     write_json(output / DATASET_JSON, dataset_json)
     write_json(output / "plans.json", plans)

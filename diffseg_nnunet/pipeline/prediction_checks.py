@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffseg_nnunet.errors import BadInputError
+from diffseg_nnunet.inference.one_plan import require_one_plan
 from diffseg_nnunet.inference.predictor import require_trained
 from diffseg_nnunet.inference.refining import read_refiners
 from diffseg_nnunet.inference.uncertainty import READER
@@ -20,19 +21,21 @@ if TYPE_CHECKING:
 
 
 def require_models(project: Project, request: PredictionRequest) -> None:
-    """Raises BadInputError if a model is not trained: of a configuration, of what is left unrefined of it, or of the
-    stages of the cascade before it."""
+    """Raises BadInputError if a model is not trained, or its folds not by one plan: of a configuration, of what is left
+    unrefined of it, or of the stages of the cascade before it."""
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     for configuration in request.configurations:
         for trainer in (request.trainer, request.strategy) if request.refined_structures else (request.trainer,):
             model = project.model_folder(trainer, configuration)
             require_trained(model, request.folds, request.checkpoint, REFINE if trainer == REFINE else "train")
+            require_one_plan(model, request.folds, request.checkpoint)
         model = project.model_folder(request.trainer, configuration)
         stages = PlansManager(read_json_object(model / "plans.json"))
         before = stages.get_configuration(configuration).previous_stage_name
         while before is not None:
             require_trained(project.model_folder(request.strategy, before), request.folds, request.checkpoint)
+            require_one_plan(project.model_folder(request.strategy, before), request.folds, request.checkpoint)
             before = stages.get_configuration(before).previous_stage_name
 
 

@@ -111,7 +111,13 @@ def _stage(project: Project, configuration: str) -> str:
 
 
 def _preprocess_configuration(project: Project, raw: RawDataset, plans: dict[str, Any], name: str) -> None:
-    stage, inputs = _stage(project, name), preprocessing_inputs(project, name)
+    stage = _stage(project, name)
+    with project.manifest.turn(stage, project.reporter.info):
+        _preprocess_stage(project, raw, plans, name, stage)
+
+
+def _preprocess_stage(project: Project, raw: RawDataset, plans: dict[str, Any], name: str, stage: str) -> None:
+    inputs = preprocessing_inputs(project, name)
     jobs = list(_jobs(project, raw, name))
     if project.manifest.is_finished(stage, inputs) and all(_is_done(job) for job in jobs):
         return

@@ -17,7 +17,7 @@ from diffseg_nnunet.pipeline.label_budgets import base_fold
 from diffseg_nnunet.pipeline.planning import PlanRequest
 from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.pipeline.refiner_selection import RefinerSelection, select_refiner
-from diffseg_nnunet.pipeline.splits import check_fold
+from diffseg_nnunet.pipeline.splits import check_fold, expected_folds, refuse_unknown_fold
 from diffseg_nnunet.pipeline.starting import Fold
 from diffseg_nnunet.pipeline.verifying import verify
 from diffseg_nnunet.planning.gpus import resolve_device
@@ -56,6 +56,8 @@ class RunRequest:
         configurations: default: 3d_fullres, or 2d where the data are.
         folds: trained one after the other; default: 0.
         strategy: "finetune" (default), or another of `diffseg train`.
+        pretrained: checkpoint that all folds start from; None: the one the plan was made to start from, if it was, else
+            they are pretrained.
         pretrain_on: "fold" (default; each fold's own training cases: validation cases stay unseen) or "all" (once, all
             cases).
         refine: train a refiner on each fold, and use it for the structures it improves (default: no).
@@ -68,6 +70,7 @@ class RunRequest:
     configurations: tuple[str, ...] | None = None
     folds: tuple[Fold, ...] | None = None
     strategy: str | None = None
+    pretrained: Path | None = None
     pretrain_on: str | None = None
     refine: bool | None = None
     plan: Mapping[str, Any] = field(default_factory=dict)
@@ -84,6 +87,7 @@ class RunRequest:
             configurations=self.configurations or tuple(last.get("configurations") or ()) or None,
             folds=self.folds or tuple(last.get("folds") or (0,)),
             strategy=self.strategy or last.get("strategy") or "finetune",
+            pretrained=self.pretrained or (Path(last["pretrained"]) if last.get("pretrained") else None),
             pretrain_on=self.pretrain_on or last.get("pretrain_on") or "fold",
             refine=last.get("refine", False) if self.refine is None else self.refine,
             pretraining={**last.get("pretraining", {}), **self.pretraining},
@@ -97,6 +101,7 @@ class RunRequest:
             "configurations": list(self.configurations or ()),
             "folds": list(self.folds or ()),
             "strategy": self.strategy,
+            "pretrained": None if self.pretrained is None else str(self.pretrained),
             "pretrain_on": self.pretrain_on,
             "pretraining": dict(self.pretraining),
             "refine": self.refine,
@@ -108,11 +113,12 @@ class RunRequest:
 @dataclass(frozen=True)
 class RunResult:
     """Scores of the validation cases by (configuration, fold), what was selected, by configuration what the refiner is
-    used for, and test cases that were set aside."""
+    used for, how the test images were, or would be, predicted, and test cases that were set aside."""
 
     evaluations: dict[tuple[str, Fold], Evaluation]
     selection: selection.Selection | None
     refiners: dict[str, RefinerSelection]
+    predicted: prediction.PredictionRequest | None
     failed: list[FailedCase]
 
 
@@ -120,8 +126,7 @@ def run(project: Project, request: RunRequest) -> RunResult:
     """Verify, plan, preprocess, pretrain, train, evaluate, select, and predict the test images."""
     resolve_device(request.device)  # before hours of work that end there
     request = request.on_top_of(project.manifest.last_run())
-    _check_refining(project, request)
-    project.manifest.remember_run(request.kept())
+    _check_early(project, request)
     for line in shortened(of_severity(verify(project), "warning")):
         project.reporter.warn(line)
     planned = planning.plan(project, _plan_request(project, request))
@@ -131,12 +136,15 @@ def run(project: Project, request: RunRequest) -> RunResult:
     configurations = request.configurations or _default_configurations(planned)
     for configuration in configurations:
         project.configuration(configuration)
+    project.manifest.remember_run(request.kept())  # what cannot be is no default of the next run
+    if request.strategy != "scratch" and request.pretrained is None:
+        planning.planned_source(project)  # before hours of work that end there
     preprocessing.preprocess(project, configurations)
     if not project.raw().labelled_cases():
         for configuration in configurations:
             _pretrain(project, request, configuration, "all")
         project.reporter.info(f"{project.name} has no labels: it is pretrained, and there is nothing to train")
-        return RunResult({}, None, {}, [])
+        return RunResult({}, None, {}, None, [])
     for fold in request.folds:
         check_fold(project, configurations[0], fold)
     if _refines(request):
@@ -150,8 +158,24 @@ def run(project: Project, request: RunRequest) -> RunResult:
                 evaluations[configuration, fold] = evaluation
     refiners = _refine(project, request, configurations)
     selected = _select(project, request, configurations)
-    failed = _predict_test(project, request, configurations, selected, refiners)
-    return RunResult(evaluations, selected, refiners, failed)
+    wanted = _prediction(project, request, configurations, selected, refiners)
+    return RunResult(evaluations, selected, refiners, wanted, _predict_test(project, request, wanted))
+
+
+def _check_early(project: Project, request: RunRequest) -> None:
+    """Raises BadInputError for what can be known before anything is read."""
+    known = ("2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres")
+    planned = project.plans()["configurations"] if project.plans_path.is_file() else ()
+    if wrong := [name for name in request.configurations or () if name not in (*known, *planned)]:
+        raise BadInputError(f"nnU-Net has no configuration '{wrong[0]}'.", f"Choose of {', '.join(known)} with -c.")
+    if labelled := project.raw().labelled_cases():
+        for fold in request.folds:
+            refuse_unknown_fold(project, expected_folds(project, len(labelled)), fold)
+    if request.pretrained is not None and request.strategy == "scratch":
+        raise BadInputError("--pretrained does not go with --strategy scratch.", "Leave one of them out.")
+    if request.pretrained is not None and not request.pretrained.is_file():
+        raise BadInputError(f"There is no checkpoint {request.pretrained}.", "Correct --pretrained.")
+    _check_refining(project, request)
 
 
 def _plan_request(project: Project, request: RunRequest) -> PlanRequest:
@@ -175,7 +199,9 @@ def _train_fold(
 ) -> Evaluation | None:
     strategy, pretrained = request.strategy, None
     if strategy != "scratch":
-        pretrained = _pretrain(project, request, configuration, fold if request.pretrain_on == "fold" else "all")
+        pretrained = request.pretrained or planning.planned_source(project)
+        if pretrained is None:
+            pretrained = _pretrain(project, request, configuration, fold if request.pretrain_on == "fold" else "all")
     stage = stages.training_stage(strategy, configuration, fold)
     settings = _kept(project, stage, request.training)
     # ensembling configurations reads the softmax outputs of the validation cases
@@ -258,16 +284,14 @@ def _select(project: Project, request: RunRequest, configurations: tuple[str, ..
     return selection.select(project, configurations, request.folds, request.strategy)
 
 
-def _predict_test(
+def _prediction(
     project: Project,
     request: RunRequest,
     configurations: tuple[str, ...],
     selected: selection.Selection | None,
     refiners: Mapping[str, RefinerSelection],
-) -> list[FailedCase]:
-    source = project.raw().folder / "imagesTs"
-    if not (request.predict_test and project.raw().test_cases()):
-        return []
+) -> prediction.PredictionRequest:
+    """What the validation cases speak for."""
     configurations = selected.configurations if selected else configurations
     structures: tuple[str, ...] = ()
     complete = False
@@ -277,7 +301,7 @@ def _predict_test(
         project.reporter.warn("the refiners are not used: they were compared with single configurations, not ensembles")
     if structures:
         project.reporter.info("no postprocessing: it was chosen by segmentations that are not refined")
-    wanted = prediction.PredictionRequest(
+    return prediction.PredictionRequest(
         configurations=configurations,
         folds=request.folds,
         strategy=request.strategy,
@@ -285,6 +309,12 @@ def _predict_test(
         refine=RefineOptions() if structures else None,
         refined_structures=structures if structures and not complete else None,
     )
+
+
+def _predict_test(project: Project, request: RunRequest, wanted: prediction.PredictionRequest) -> list[FailedCase]:
+    source = project.raw().folder / "imagesTs"
+    if not (request.predict_test and project.raw().test_cases()):
+        return []
     # of its own for each strategy and choice of folds: jobs of single folds may be at work at once
     output = project.results / TEST_PREDICTIONS / f"{request.strategy}__{selection.folds_named(request.folds)}"
     return prediction.predict(project, wanted, source, output, request.device)

@@ -45,9 +45,10 @@ def select(project: Project, configurations: Sequence[str], folds: Sequence[Fold
     }
     inputs = {"checkpoints": checkpoints, "content": project.raw().content_signature()}
     name = f"select/{strategy}/{folds_named(folds)}"
-    if not project.manifest.is_finished(name, inputs):
-        with project.manifest.running(name, inputs, {"folds": list(folds)}) as run, project.log("select"):
-            run.outputs.update(_find_best(project, configurations, folds, trainer))
+    with project.manifest.turn(name, project.reporter.info):
+        if not project.manifest.is_finished(name, inputs):
+            with project.manifest.running(name, inputs, {"folds": list(folds)}) as run, project.log("select"):
+                run.outputs.update(_find_best(project, configurations, folds, trainer))
     outputs = project.manifest.stage(name)["outputs"]
     return Selection(
         tuple(outputs["configurations"]),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from diffseg_nnunet.atomic import write_json
 from diffseg_nnunet.budgets.folds import LABEL_BUDGETS, read_budget_folds
-from diffseg_nnunet.cross_validation import cross_validation
+from diffseg_nnunet.cross_validation import FOLDS, cross_validation
 from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.raw_dataset import SPLITS_FILE
@@ -31,9 +31,9 @@ def ensure_splits(project: Project, configuration: str) -> Splits:
     cases = sorted(project.labelled_preprocessed(configuration))
     chosen = project.workspace.raw / project.name / SPLITS_FILE
     if not path.is_file() and chosen.is_file():
-        write_json(path, _read(chosen))
+        write_json(path, read_splits(chosen))
     if path.is_file():
-        splits = _read(path)
+        splits = read_splits(path)
         budgets = read_budget_folds(project.preprocessed, splits)
         drawn_from = [split for fold, split in enumerate(splits) if fold not in budgets]
         named = sorted({case for split in drawn_from for part in ("train", "val") for case in split[part]})
@@ -58,10 +58,21 @@ def ensure_splits(project: Project, configuration: str) -> Splits:
 
 def check_fold(project: Project, configuration: str, fold: int | str) -> None:
     """Raises BadInputError if the splits have no such fold; nnU-Net would make up another split."""
-    if fold == "all":
-        return
-    count = len(ensure_splits(project, configuration))
-    if not 0 <= int(fold) < count:
+    if fold != "all":
+        refuse_unknown_fold(project, len(ensure_splits(project, configuration)), fold)
+
+
+def expected_folds(project: Project, labelled: int) -> int:
+    """How many folds there are, or will be once `labelled` cases are preprocessed."""
+    for folder in (project.preprocessed, project.workspace.raw / project.name):
+        if (folder / SPLITS_FILE).is_file():
+            return len(read_splits(folder / SPLITS_FILE))
+    return min(FOLDS, labelled)
+
+
+def refuse_unknown_fold(project: Project, count: int, fold: int | str) -> None:
+    """Raises BadInputError if `fold` is neither "all" nor one of `count`."""
+    if fold != "all" and not 0 <= int(fold) < count:
         raise BadInputError(
             f"{project.name} has folds 0 to {count - 1}, not {fold}.",
             f"Choose one of them or 'all', or add it to {project.preprocessed / SPLITS_FILE}.",
@@ -72,7 +83,8 @@ def _made_by_rule(splits: Splits, named: list[str]) -> bool:
     return len(named) >= 2 and splits == cross_validation(named)
 
 
-def _read(path: Path) -> Splits:
+def read_splits(path: Path) -> Splits:
+    """Raises BadInputError if the file is no splits file."""
     try:
         splits = json.loads(path.read_text(encoding="utf-8"))
         valid = bool(splits) and all(isinstance(split[part], list) for split in splits for part in ("train", "val"))

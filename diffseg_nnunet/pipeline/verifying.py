@@ -59,6 +59,11 @@ def verify(project: Project) -> list[Finding]:
     Raises:
         VerificationError: a finding is an error, or nnU-Net's check failed.
     """
+    with project.manifest.turn("verify", project.reporter.info):
+        return _verify(project)
+
+
+def _verify(project: Project) -> list[Finding]:
     if is_verified(project):
         return [Finding(**found) for found in project.manifest.stage("verify")["outputs"].get("findings", [])]
     raw = project.raw()

@@ -43,10 +43,13 @@ def on_cpu(value: Any) -> Any:
     return value
 
 
-def load_safely(path: Path | str) -> dict[str, Any]:
+def load_safely(path: Path | str, mmap: bool = False) -> dict[str, Any]:
     """Read a checkpoint of tensors, plain values and numpy's numbers onto the CPU; nothing in it is executed.
 
     These are all that checkpoints of ``diffseg`` and of stock nnU-Net trainers hold.
+
+    Args:
+        mmap: read tensors when they are looked at: for what stands beside them.
 
     Raises:
         BadInputError: the file is missing, is no checkpoint, or holds more than these.
@@ -56,11 +59,11 @@ def load_safely(path: Path | str) -> dict[str, Any]:
         raise BadInputError(f"There is no checkpoint {path}.", "Run `diffseg pretrain` first, or correct the path.")
     try:
         with torch.serialization.safe_globals(_NUMPY_NUMBERS):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # what is no checkpoint makes the reader fail in any way, with or without words
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise BadInputError(
-            f"{path} cannot be read as a pretrained checkpoint ({reason}).",
+            f"{path} cannot be read as a checkpoint ({reason}).",
             "Only checkpoints of diffseg and of nnU-Net's trainers are read here, without running any code in them.",
         ) from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("network_weights"), dict):

@@ -71,6 +71,8 @@ def test_folders_that_do_not_match(diffseg: CommandLine, predicted: Source) -> N
         "1 predictions are missing", "b.nii.gz", "1 references are missing", "c.nii.gz", "--cases"
     )
     evaluate(diffseg, predicted, "--prediction", "gone").refused("There is no folder gone")
+    (diffseg.folder / "file").touch()
+    evaluate(diffseg, predicted, "-o", "file/report").refused("Nothing can be written to", "file is no folder", "-o")
     assert not (diffseg.folder / "report").exists()
     evaluate(diffseg, predicted, "--cases", "a").ok()
     evaluate(diffseg, predicted, "--cases", "a", "b").refused("1 predictions are missing", "b.nii.gz")

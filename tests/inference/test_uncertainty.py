@@ -9,7 +9,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-from diffseg_nnunet.inference.uncertainty import Measure, entropy, write_map
+from diffseg_nnunet.inference.uncertainty import Measure, entropy, measured, write_map
 from diffseg_nnunet.probing.ensemble import vote_entropy
 
 
@@ -22,7 +22,7 @@ def test_a_map_is_the_measure_of_the_whole_image(tmp_path: Path, measure: Measur
     segmentation.SetSpacing((0.5, 0.6, 3.0))
     segmentation.SetOrigin((1.0, -2.0, 3.0))
     sitk.WriteImage(segmentation, str(tmp_path / "case.nii.gz"))
-    write_map(probabilities.numpy(), tmp_path / "case", ".nii.gz", measure)
+    write_map(measured(probabilities.numpy(), measure), tmp_path / "case", ".nii.gz")
     written = sitk.ReadImage(str(tmp_path / "uncertainty" / "case.nii.gz"))
     assert written.GetPixelID() == sitk.sitkFloat32
     np.testing.assert_allclose(written.GetSpacing(), (0.5, 0.6, 3.0), rtol=1e-6)

@@ -13,6 +13,7 @@ import SimpleITK as sitk
 from scipy.special import entr
 
 from diffseg_nnunet.nnunet_shim import SHIM_FOLDER
+from tests.pipeline.segmentations import segmentations
 
 if TYPE_CHECKING:
     from tests.pipeline.conftest import TinyProject
@@ -20,10 +21,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.pipeline
 
 SHORT = ("--iterations", 4)
-
-
-def segmentations(folder: Path) -> dict[str, np.ndarray]:
-    return {path.name: sitk.GetArrayFromImage(sitk.ReadImage(str(path))) for path in sorted(folder.glob("*.nii.gz"))}
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,9 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 import pytest
+import SimpleITK as sitk
 import torch
+from filelock import FileLock
 
 if TYPE_CHECKING:
     from tests.pipeline.conftest import TinyProject
@@ -80,8 +82,40 @@ def test_other_settings_redo_a_stage_and_keep_the_earlier_result(project: TinyPr
 
 
 def test_new_images_redo_what_depends_on_them(project: TinyProject) -> None:
-    (project.raw / "imagesTr" / "phantom_000_0000.nii.gz").touch()
+    path = project.raw / "imagesTr" / "phantom_000_0000.nii.gz"
+    sitk.WriteImage(sitk.ReadImage(str(path)) + 1, str(path))
     project.diffseg("train", 1, "--iterations", 20, "--optimizer", "adamw").refused(
         "have changed since it was planned", "diffseg plan 1", "diffseg run 1"
     )
     assert not list(project.results.rglob("superseded_*"))
+
+
+def test_a_copied_workspace_is_unchanged(project: TinyProject) -> None:
+    """As `cp -r` leaves it, with other times."""
+    for path in sorted(project.raw.rglob("*.nii.gz")):
+        path.touch()
+    assert project.diffseg("run", 1, "--no-test").ok().out.count("finished before, unchanged") == 2
+
+
+def test_a_run_that_cannot_be_leaves_no_trace(project: TinyProject) -> None:
+    refused = {
+        ("run", 1, "-c", "3d_ful"): ("no configuration '3d_ful'", "3d_lowres"),
+        ("run", 1, "-f", 9): ("has folds 0 to 4, not 9",),
+        ("run", 1, "--pretrained", "gone.pth"): ("There is no checkpoint", "gone.pth"),
+    }
+    before = project.manifest()
+    for finished, words in zip(project.diffseg.in_one_process(list(refused)), refused.values(), strict=True):
+        finished.refused(*words)
+    assert project.manifest() == before
+
+
+def test_a_job_waits_for_another_that_does_the_same(planned_project: TinyProject) -> None:
+    project = planned_project
+    project.diffseg("preprocess", 1, "-c", "3d_fullres").ok()
+    before = project.manifest()
+    with FileLock(project.results / "logs" / "preprocess_3d_fullres.lock"):
+        second = project.diffseg.start("preprocess", 1, "-c", "3d_fullres")
+        told = next(line for line in second.process.stdout if "waiting" in line)
+    assert "another process, which is working on preprocess/3d_fullres of Dataset001_Phantom" in told
+    second.wait().ok()
+    assert project.manifest() == before

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import blosc2
 import numpy as np
 import pytest
-import SimpleITK as sitk
 
 from diffseg_nnunet.nnunet_shim import SHIM_FOLDER
+from tests.pipeline.segmentations import assert_same_segmentations, segmentations
 
 if TYPE_CHECKING:
     from tests.conftest import Started
@@ -42,19 +42,6 @@ sys.exit(next(e for e in distribution("nnunetv2").entry_points if e.name == comm
 
 def script(name: str) -> Path:
     return Path(sysconfig.get_path("scripts")) / name
-
-
-def voxels(folder: Path) -> dict[str, np.ndarray]:
-    return {path.name: sitk.GetArrayFromImage(sitk.ReadImage(str(path))) for path in sorted(folder.glob("*.nii.gz"))}
-
-
-def assert_same_segmentations(one: Path, other: Path) -> None:
-    first, second = voxels(one), voxels(other)
-    assert list(first) == list(second)
-    assert first
-    for name, array in first.items():
-        np.testing.assert_array_equal(array, second[name], err_msg=name)
-        assert len(np.unique(array)) > 1, f"{name} is empty: nothing is compared"
 
 
 def stock_predict(project: TinyProject, output: Path, *options: object) -> Started:
@@ -89,13 +76,13 @@ def test_stock_training_starts_from_our_weights(project: TinyProject) -> None:
     assert re.search(r"Epoch 0\s*$", lines[-1]), printed + training.process.stderr.read()
 
 
-def test_stock_prediction_gives_the_same_voxels(project: TinyProject) -> None:
+def test_stock_prediction_gives_the_same_segmentations(project: TinyProject) -> None:
     predict = ("predict", "-d", 1, "-i", project.test_images, "-o")
     project.do((*predict, project.folder / "mirrored"), (*predict, project.folder / "plain", "--no-mirroring"))
     for name, options in {"mirrored": (), "plain": ("--disable_tta",)}.items():
         stock_predict(project, project.folder / f"stock_{name}", "-f", 0, *options).wait().ok()
         assert_same_segmentations(project.folder / name, project.folder / f"stock_{name}")
-    mirrored, plain = voxels(project.folder / "mirrored"), voxels(project.folder / "plain")
+    mirrored, plain = segmentations(project.folder / "mirrored"), segmentations(project.folder / "plain")
     assert any((mirrored[name] != plain[name]).any() for name in mirrored)
 
 

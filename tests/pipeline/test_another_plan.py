@@ -1,0 +1,67 @@
+"""Planned anew, a data set's networks are of several plans: none predicts by a plan that it was not trained by."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.pipeline.conftest import TinyProject
+
+pytestmark = pytest.mark.pipeline
+
+SHORT = ("--iterations", 4, "--optimizer", "adamw")
+
+
+def test_folds_of_two_plans_do_not_predict_together(project: TinyProject) -> None:
+    plans = project.preprocessed / "DiffSegPlans.json"
+    first, weights = plans.read_text(), project.pretrained() / "checkpoint_final.pth"
+    spaced = [15 if word == 14 else word for word in project.light_plan]
+    predict = ("predict", "-d", project.name, "-i", project.test_images, "-o")
+    same, planned, predicted, preprocessed, trained, gone = project.diffseg.in_one_process(
+        [
+            ("plan", 1),
+            ("plan", 1, *spaced, "--unlabeled", 2),
+            (*predict, project.folder / "before", "-f", 0),
+            ("preprocess", 1, "-c", "3d_fullres"),
+            ("train", 1, "-f", 1, "--pretrained", weights, *SHORT),
+            (*predict, project.folder / "after", "-f", 0),
+        ]
+    )
+    assert "planning for" not in same.ok().out  # as it was planned last
+    assert "train/finetune/3d_fullres/fold_0 are of the plan before this one" in planned.ok().out
+    (kept,) = project.preprocessed.glob("superseded_*_DiffSegPlans.json")
+    assert json.loads(kept.read_text()) == json.loads(first) != json.loads(plans.read_text())
+    predicted.ok()  # the plan beside the network is still its own
+    preprocessed.ok()
+    assert "the earlier fold_0, of other data, plan or settings, is kept as" in trained.ok().out
+    gone.refused("There is no trained model", "trained there: fold_1")
+
+    (aside,) = project.trained().parent.glob("superseded_fold_0_*")
+    aside.rename(project.trained())
+    lines = [(*predict, project.folder / "mixed", "-f", 0, 1), (*predict, project.folder / "second", "-f", 1)]
+    lines.append(("export", 1, "-c", "3d_fullres", "--stock", project.folder / "model.zip"))
+    mixed, second, exported = project.diffseg.in_one_process(lines)
+    for refused in (mixed, exported):
+        refused.refused("fold_0", "was trained by another plan than", "spacing", "-f")
+    second.ok()
+    assert not (project.folder / "mixed").exists()
+    assert not (project.folder / "model.zip").exists()
+
+
+def test_a_damaged_checkpoint_is_named(project: TinyProject) -> None:
+    path = project.trained() / "checkpoint_final.pth"
+    path.write_bytes(path.read_bytes()[:5000])
+    io = ("-i", project.test_images, "-o", project.folder / "out")
+    lines = [("predict", "-d", 1, *io), ("export", 1, "-c", "3d_fullres", "--stock", project.folder / "model.zip")]
+    for finished in project.diffseg.in_one_process(lines):
+        finished.refused(f"{path} cannot be read as a checkpoint")
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", '{"stages": []}', '{"stages": {"plan": 1}}'])
+def test_a_damaged_manifest_is_named(planned_project: TinyProject, content: str) -> None:
+    project = planned_project
+    (project.results / "diffseg_run.json").write_text(content)
+    project.diffseg("labels", 1, "2cases").refused("diffseg_run.json is no manifest of a run", "Mend or remove it")

@@ -24,9 +24,10 @@ from diffseg_nnunet import registry
 from diffseg_nnunet.cli.plan import transfer_table
 from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.pipeline.adoption import read_source
-from diffseg_nnunet.pipeline.planning import PlanRequest, plan, require_planned
+from diffseg_nnunet.pipeline.planning import PlanRequest, plan, planned_source, require_planned
 from diffseg_nnunet.pipeline.preprocessing import preprocess
 from diffseg_nnunet.pipeline.project import Project
+from diffseg_nnunet.pipeline.run import RunRequest, run
 from diffseg_nnunet.pipeline.stages import train, training_settings
 from diffseg_nnunet.pipeline.starting import probed
 from diffseg_nnunet.planning.gpus import MemoryBudget
@@ -211,9 +212,12 @@ def test_a_plan_like_the_checkpoints(workspace: Workspace, checkpoint_of: Callab
     assert ours["normalization_schemes"] == ["CTNormalization"]
     key = "foreground_intensity_properties_per_channel"
     assert plans[key] == theirs[key]
-    # the file is needed for new plans only
+    # the file is needed for new plans, and by what starts from it
+    assert planned_source(project) == checkpoint
     moved = checkpoint.rename(checkpoint.with_suffix(".moved"))
     require_planned(project)
+    with pytest.raises(BadInputError, match=r"Alike is planned to start from .*, and that is not at .* any more"):
+        planned_source(project)
     stored = PlanRequest.from_json(project.manifest.stage("plan")["settings"])
     assert plan(project, stored) == plans
     moved.rename(checkpoint)
@@ -283,6 +287,21 @@ def test_a_training_starts_from_the_checkpoint(workspace: Workspace, checkpoint_
     shares = plans["diffseg"]["source"]["shares"]["3d_fullres"]
     said = f"{shares['loaded']:.1%} loaded, {shares['adapted']:.1%} adapted, {shares['skipped']:.1%} skipped"
     assert said in project.reporter.lines[-1]
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_a_run_starts_from_the_checkpoint(
+    workspace: Workspace, checkpoint_of: Callable[..., Path], given: bool
+) -> None:
+    """In place of a pretraining: from the one that was planned for, or one that is given."""
+    checkpoint = checkpoint_of(nnUNetTrainer)
+    project = Project.open(workspace, 2, Lines())
+    plan(project, request_of(checkpoint))
+    named = checkpoint_of() if given else None
+    with pytest.raises(BeginningError):
+        run(project, RunRequest(pretrained=named, training={"iterations": 2}, predict_test=False))
+    assert project.reporter.lines[-1].startswith(f"starting from {named or checkpoint}")
+    assert not any("pretrain/" in line for line in project.reporter.lines)
 
 
 def test_what_a_probe_reads_is_found_in_the_checkpoint(

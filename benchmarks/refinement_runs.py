@@ -101,7 +101,7 @@ SOURCES = {
         "few_labels",
         few_labels_hippocampus.PATCH,
         ("2cases", "160cases"),
-        (0,),
+        (0, 1, 2),
         "The 40 cases of fold 0, 2 structures",
         "refinement-hippocampus",
         "Refinement (HiDiff): hippocampus",

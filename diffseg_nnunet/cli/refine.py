@@ -19,8 +19,8 @@ def refine(
     strategy: Strategy = "finetune",
     iterations: Annotated[int, typer.Option(min=1, help="Training length.")] = 40_000,
     segmentor: Annotated[
-        str, typer.Option(help="alternate: it learns in turn with the refiner. frozen: it stays as it is.")
-    ] = "alternate",
+        str, typer.Option(help="frozen: it stays as it is. alternate: a copy learns in turn with the refiner.")
+    ] = "frozen",
     segmentor_weight: Annotated[
         float | None,
         typer.Option(min=0.0, help="Of the diffusion loss beside the segmentor's own.", show_default="0.1"),

@@ -29,8 +29,8 @@ class RefinementSettings(TrainingSettings):
     Attributes:
         iterations: 40,000 [code].
         initial_lr: of the refiner [default; the code's 1e-4 is for a network four times as wide].
-        segmentor: "alternate" trains it in turn with the refiner, as the paper does, and did no harm on training CTs
-            (benchmarks/RESULTS.md, "Refinement"); "frozen" keeps it bit for bit.
+        segmentor: "frozen" keeps it bit for bit, and did no harm on training scans (benchmarks/RESULTS.md,
+            "Refinement (HiDiff): hippocampus"); "alternate" trains it in turn with the refiner, as the paper does.
         segmentor_lr: initial rate of the segmentor where it learns [code].
         segmentor_weight: of the diffusion loss beside the segmentor's own [default].
         weight_decay: of both [code].
@@ -56,7 +56,7 @@ class RefinementSettings(TrainingSettings):
     iterations: int = 40_000
     optimizer: OptimizerName = "adamw"
     initial_lr: float | None = 1e-3
-    segmentor: SegmentorMode = "alternate"
+    segmentor: SegmentorMode = "frozen"
     segmentor_lr: float = 1e-4
     segmentor_weight: float = SEGMENTOR_WEIGHT
     weight_decay: float = 0.0

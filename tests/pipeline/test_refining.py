@@ -20,7 +20,7 @@ pytestmark = pytest.mark.pipeline
 
 LABELS = ("lungs", "left_kidney", "right_kidney")
 QUICK = ("--iterations", 6, "--steps", 2, "--width", 8, "--samples", 2, "--seed", 7)
-FROZEN = ("--segmentor", "frozen")
+ALTERNATE = ("--segmentor", "alternate")
 REFINER = "DiffSegRefinerTrainer"
 
 
@@ -28,7 +28,7 @@ REFINER = "DiffSegRefinerTrainer"
 def refined(trained: TinyProject, tmp_path_factory: pytest.TempPathFactory) -> TinyProject:
     """Fold 0, with a refiner of its segmentor as it is. Not changed but by predictions elsewhere."""
     project = trained.copy(tmp_path_factory.mktemp("refined"))
-    project.diffseg("refine", 1, *QUICK, *FROZEN).ok()
+    project.diffseg("refine", 1, *QUICK).ok()
     return project
 
 
@@ -53,22 +53,20 @@ def test_a_fold_is_refined_once(refined: TinyProject) -> None:
     assert stage["settings"]["width"] == 8
     assert len(list((folder / "validation").glob("*.nii.gz"))) == len(refined.splits()[0]["val"])
     before = (folder / "checkpoint_final.pth").stat().st_mtime_ns
-    again = refined.diffseg("refine", 1, *QUICK, *FROZEN).ok()
+    again = refined.diffseg("refine", 1, *QUICK).ok()
     assert "refine/3d_fullres/fold_0: finished before, unchanged" in again.out
     assert "mean DSC of the segmentor" in again.out
     assert (folder / "checkpoint_final.pth").stat().st_mtime_ns == before
 
 
-def test_by_default_the_segmentor_learns_in_turn(trained: TinyProject, tmp_path: Path) -> None:
+def test_the_segmentor_learns_in_turn(trained: TinyProject, tmp_path: Path) -> None:
     """A copy of it: the fold it was trained in stays as it is, and is what predicts without --refine."""
     project = trained.copy(tmp_path / "project")
     own = project.trained() / "checkpoint_final.pth"
     before = own.read_bytes()
     predict = ("predict", "-d", 1, "-i", project.test_images, "--no-mirroring", "-o")
-    for run in project.diffseg.in_one_process(
-        [("refine", 1, *QUICK), (*predict, tmp_path / "plain"), (*predict, tmp_path / "refined", "--refine")]
-    ):
-        run.ok()
+    lines = [("refine", 1, *QUICK, *ALTERNATE), (*predict, tmp_path / "plain")]
+    project.do(*lines, (*predict, tmp_path / "refined", "--refine"))
     assert own.read_bytes() == before
     assert project.stage("refine/3d_fullres/fold_0")["settings"]["segmentor"] == "alternate"
     refined = load_safely(project.model(REFINER) / "fold_0" / "checkpoint_final.pth")["network_weights"]
@@ -183,7 +181,7 @@ def test_a_run_that_could_not_be_refined_says_so_first(project: TinyProject) -> 
 
 
 def test_what_cannot_be_refined(project: TinyProject) -> None:
-    refine = ("refine", 1, *QUICK, *FROZEN)
+    refine = ("refine", 1, *QUICK)
     segmentation = next((project.trained() / "validation").glob("*.nii.gz"))
     segmentation.rename(segmentation.with_suffix(".away"))  # as if killed amid its validation
     killed, narrow = project.diffseg.in_one_process([refine, ("refine", 1, "--width", 33)])

@@ -96,7 +96,7 @@ def plan(project: Project, request: PlanRequest) -> dict[str, Any]:
 def _plan(project: Project, request: PlanRequest) -> dict[str, Any]:
     inputs = _plan_inputs(project, request)
     pool = list(inputs["pool"])
-    if _has_own_plans(project) and project.manifest.is_finished("plan", inputs):
+    if has_own_plans(project) and project.manifest.is_finished("plan", inputs):
         return project.plans()
     source = None
     if request.from_checkpoint is not None:
@@ -106,7 +106,7 @@ def _plan(project: Project, request: PlanRequest) -> dict[str, Any]:
     project.reporter.info(f"planning for {budget.gib:g} GiB ({budget.source})")
     with project.manifest.running("plan", inputs, request.to_json()), project.log("plan"):
         _fingerprint(project)
-        if project.plans_path.is_file() and not _has_own_plans(project):
+        if project.plans_path.is_file() and not has_own_plans(project):
             kept = _superseded(project.plans_path)
             project.plans_path.rename(kept)
             project.reporter.warn(f"{project.plans_path.name} is no plan of diffseg: it is kept as {kept}")
@@ -239,7 +239,7 @@ def require_planned(project: Project) -> None:
         )
 
 
-def _has_own_plans(project: Project) -> bool:
+def has_own_plans(project: Project) -> bool:
     """False where plans are missing, damaged, or another planner's."""
     try:
         project.plans()

@@ -165,7 +165,7 @@ def run(project: Project, request: RunRequest) -> RunResult:
 def _check_early(project: Project, request: RunRequest) -> None:
     """Raises BadInputError for what can be known before anything is read."""
     known = ("2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres")
-    planned = project.plans()["configurations"] if project.plans_path.is_file() else ()
+    planned = project.plans()["configurations"] if planning.has_own_plans(project) else ()
     if wrong := [name for name in request.configurations or () if name not in (*known, *planned)]:
         raise BadInputError(f"nnU-Net has no configuration '{wrong[0]}'.", f"Choose of {', '.join(known)} with -c.")
     if labelled := project.raw().labelled_cases():

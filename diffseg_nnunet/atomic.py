@@ -72,7 +72,8 @@ def _is_abandoned(path: Path, machine: str, process: int) -> bool:
     if machine == _machine():
         return not pid_exists(process)
     try:
-        touched = max(each.stat().st_mtime for each in (path, *path.rglob("*")))
+        # a copy has the time of modification of what it is made from, but was itself changed when it was made
+        touched = max(max(each.stat().st_mtime, each.stat().st_ctime) for each in (path, *path.rglob("*")))
     except FileNotFoundError:  # at this moment it is being written
         return False
     return time.time() - touched > _ABANDONED_S

@@ -198,7 +198,9 @@ def _check(path: Path, size: int, modified: int) -> int:
     try:
         with open(path, "rb") as stream:
             stream.seek(-_GZIP_TRAILER, os.SEEK_END)
-            return int.from_bytes(stream.read(4), "little")
+            trailer = stream.read()
+            # of several members, as bgzip writes them, the last is empty and says nothing of the others
+            return int.from_bytes(trailer, "little") if any(trailer[4:]) else modified
     except PermissionError:  # for `diffseg verify` to report
         return modified
 

@@ -24,8 +24,8 @@ def run(
     pretrained: Annotated[
         Path | None,
         typer.Option(
-            help="Checkpoint to start from, in place of a pretraining. Not given: the one of `plan --from-checkpoint`, "
-            "if the data set was planned so.",
+            help="Checkpoint to start from, in place of a pretraining; none: pretrain. Not given: the one of "
+            "`plan --from-checkpoint`, if the data set was planned so, else as in its last run.",
             show_default=False,
         ),
     ] = None,
@@ -66,7 +66,7 @@ def run(
         from diffseg_nnunet.errors import EXIT_BAD_INPUT
         from diffseg_nnunet.evaluation.tables import summary_table
         from diffseg_nnunet.pipeline.reporting import write_project_report
-        from diffseg_nnunet.pipeline.run import RunRequest
+        from diffseg_nnunet.pipeline.run import NO_CHECKPOINT, RunRequest
         from diffseg_nnunet.pipeline.run import run as run_stages
 
         if optimizer is not None:
@@ -75,7 +75,7 @@ def run(
         request = RunRequest(
             configurations=tuple(configuration) if configuration else None,
             folds=tuple(parse_fold(text) for text in fold) if fold else None,
-            pretrained=None if pretrained is None else pretrained.absolute(),
+            pretrained=pretrained if pretrained in (None, NO_CHECKPOINT) else pretrained.absolute(),
             strategy=strategy and check_choice("--strategy", strategy, STRATEGIES),
             pretrain_on=pretrain_on and check_choice("--pretrain-on", pretrain_on, ("fold", "all")),
             plan=given(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping
-from contextlib import nullcontext, redirect_stdout, suppress
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -198,8 +198,14 @@ def _set_other_plans_aside(job: Job) -> None:
     would be predicted with by a plan that is not its own."""
     plans = job.project.plans()
     for path in sorted(job.folder.parent.glob(f"fold_*/{FINAL}")):
-        with suppress(BadInputError):  # a damaged one is none of this job's business, and refused where it is used
-            if path.parent != job.folder and trained_otherwise(path, plans, job.configuration):
+        if path.parent == job.folder:
+            continue
+        try:
+            differing = trained_otherwise(path, plans, job.configuration)
+        except BadInputError:  # a damaged one is none of this job's business, and refused where it is used
+            continue
+        if differing:
+            with job.project.manifest.alone(f"{job.stage.rpartition('/')[0]}/{path.parent.name}"):
                 _set_aside(job.project, path.parent)
 
 

@@ -109,7 +109,7 @@ class Manifest:
             discard: takes away what an earlier attempt with other inputs left. It runs before this attempt is
                 recorded, so that one that is killed in between is never gone on with.
         """
-        with self._only_one(name):
+        with self.alone(name):
             yield from self._recorded(name, inputs, settings, discard)
 
     @contextmanager
@@ -138,8 +138,12 @@ class Manifest:
             lock.release()
 
     @contextmanager
-    def _only_one(self, name: str) -> Iterator[None]:
-        """One process at a time: two would write the same folder."""
+    def alone(self, name: str) -> Iterator[None]:
+        """Within the block no other process works on the stage: two would write the same folder.
+
+        Raises:
+            BadInputError: one does.
+        """
         lock = self._lock(name)
         if lock.lock_file in _held:
             yield

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -110,33 +111,47 @@ def _plan(project: Project, request: PlanRequest) -> dict[str, Any]:
             kept = _superseded(project.plans_path)
             project.plans_path.rename(kept)
             project.reporter.warn(f"{project.plans_path.name} is no plan of diffseg: it is kept as {kept}")
-        before = project.plans_path.read_text(encoding="utf-8") if project.plans_path.is_file() else None
-        _write_plans(project, planner_class, request, budget, pool, source)
-        if before is not None:
-            _keep_replaced(project, before)
+        with _replaced_plan_kept(project):
+            _write_plans(project, planner_class, request, budget, pool, source)
     return project.plans()
 
 
-def _keep_replaced(project: Project, before: str) -> None:
-    """Keep a plan that networks were trained by, where the new one is another, and say so."""
+@contextmanager
+def _replaced_plan_kept(project: Project) -> Iterator[None]:
+    """Keep a plan that networks were trained by, where the block makes another of it, and say so."""
     stages = project.manifest.read()["stages"]
     trained = [name for name in stages if name.startswith(("pretrain/", "train/", "refine/"))]
-    if not trained or json.loads(before) == project.plans():
+    if not trained or not project.plans_path.is_file():
+        yield
         return
-    kept = _superseded(project.plans_path)
+    before, kept = project.plans_path.read_text(encoding="utf-8"), _superseded(project.plans_path)
     write_text(kept, before)
+    yield
+    if _but_memory(json.loads(before)) == _but_memory(project.plans()):
+        kept.unlink()
+        return
     project.reporter.warn(
         f"{listed(trained)} are of the plan before this one, which is kept as {kept}: they are not gone on with, and "
         "set aside where others are trained in their place"
     )
 
 
+def _but_memory(plans: Mapping[str, Any]) -> dict[str, Any]:
+    """What a plan says but for the budget that it was made for, and how that was known."""
+    return {**plans, "diffseg": {key: value for key, value in plans["diffseg"].items() if key != "memory"}}
+
+
 def _superseded(path: Path) -> Path:
-    return path.with_name(f"superseded_{datetime.now():%Y%m%d-%H%M%S}_{path.name}")
+    return path.with_name(f"superseded_{datetime.now():%Y%m%d-%H%M%S-%f}_{path.name}")
 
 
-def planned_source(project: Project) -> Path | None:
-    """The checkpoint that the plan was made to start from; None where it was made without.
+def starts_from_source(project: Project, configuration: str) -> bool:
+    """Whether the configuration was planned to start from a checkpoint."""
+    return configuration in diffseg_section(project.plans()).get("source", {}).get("shares", {})
+
+
+def planned_source(project: Project, configuration: str) -> Path | None:
+    """The checkpoint that a configuration was planned to start from; None where it was planned without.
 
     Raises:
         BadInputError: it has gone, or is another by now.
@@ -144,7 +159,7 @@ def planned_source(project: Project) -> Path | None:
     from diffseg_nnunet.training.checkpoint import file_digest  # with torch
 
     source, request = diffseg_section(project.plans()).get("source"), last_request(project)
-    if source is None:
+    if not starts_from_source(project, configuration):
         return None
     path = Path(request.from_checkpoint or source["checkpoint"])
     if not path.is_file() or file_digest(path) != source["sha256"]:

@@ -178,7 +178,9 @@ def _refuse_foreign(output: Path, cases: Sequence[Case], file_ending: str) -> No
     """Raises BadInputError if files that are not of `diffseg predict` would be replaced."""
     if (output / RECORD).is_file():
         return
-    there = [name for case in cases if (output / (name := f"{case.identifier}{file_ending}")).exists()]
+    written = endings(file_ending, with_probabilities=True)
+    names = [f"{case.identifier}{ending}" for case in cases for ending in written]
+    there = [name for name in names if (output / name).exists()]
     if there or (output / UNCERTAINTY_FOLDER).exists():
         raise BadInputError(
             f"{output} holds {listed(there or [UNCERTAINTY_FOLDER])}, which `diffseg predict` has not written.",
@@ -244,11 +246,13 @@ def _model(project: Project, request: PredictionRequest) -> dict[str, Any]:
 
 def _discard(output: Path, outdated: Sequence[Case], file_ending: str) -> None:
     """Remove segmentations of another model or of other images, before the record says they were this model's."""
+    if not (output / RECORD).is_file():  # what is there is not ours
+        return
     for case in outdated:
         for ending in reversed(endings(file_ending, with_probabilities=True)):
             (output / f"{case.identifier}{ending}").unlink(missing_ok=True)
         (output / UNCERTAINTY_FOLDER / f"{case.identifier}{file_ending}").unlink(missing_ok=True)
-    if outdated and (output / RECORD).is_file():  # else these are not ours
+    if outdated:
         for pattern in (f"{_MEMBER}*", f"{_PREVIOUS_STAGE}*"):
             for folder in output.glob(f"{pattern}/"):
                 shutil.rmtree(folder)

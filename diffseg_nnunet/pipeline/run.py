@@ -24,6 +24,7 @@ from diffseg_nnunet.planning.gpus import resolve_device
 from diffseg_nnunet.verification import of_severity, shortened
 
 TEST_PREDICTIONS = "predictions_imagesTs"
+NO_CHECKPOINT = Path("none")
 _KEPT_SETTINGS = (
     *("iterations", "seed", "optimizer", "initial_lr", "precision"),
     *("pool", "balance", "accumulate", "augment", "time_steps", "noisy"),
@@ -56,8 +57,8 @@ class RunRequest:
         configurations: default: 3d_fullres, or 2d where the data are.
         folds: trained one after the other; default: 0.
         strategy: "finetune" (default), or another of `diffseg train`.
-        pretrained: checkpoint that all folds start from; None: the one the plan was made to start from, if it was, else
-            they are pretrained.
+        pretrained: checkpoint that all folds start from; None, or NO_CHECKPOINT in place of the last run's: the one the
+            plan was made to start from, if it was, else they are pretrained.
         pretrain_on: "fold" (default; each fold's own training cases: validation cases stay unseen) or "all" (once, all
             cases).
         refine: train a refiner on each fold, and use it for the structures it improves (default: no).
@@ -87,13 +88,19 @@ class RunRequest:
             configurations=self.configurations or tuple(last.get("configurations") or ()) or None,
             folds=self.folds or tuple(last.get("folds") or (0,)),
             strategy=self.strategy or last.get("strategy") or "finetune",
-            pretrained=self.pretrained or (Path(last["pretrained"]) if last.get("pretrained") else None),
+            pretrained=self._starting_point(last),
             pretrain_on=self.pretrain_on or last.get("pretrain_on") or "fold",
             refine=last.get("refine", False) if self.refine is None else self.refine,
             pretraining={**last.get("pretraining", {}), **self.pretraining},
             training={**last.get("training", {}), **self.training},
             refining={**last.get("refining", {}), **self.refining},
         )
+
+    def _starting_point(self, last: Mapping[str, Any]) -> Path | None:
+        """The checkpoint that was given, else the last run's, where the strategy starts from one."""
+        chosen = self.pretrained or Path(last.get("pretrained") or NO_CHECKPOINT)
+        twin = self.pretrained is None and (self.strategy or last.get("strategy")) == "scratch"
+        return None if twin or chosen == NO_CHECKPOINT else chosen
 
     def kept(self) -> dict[str, Any]:
         """What the next run may fall back on; the plan's options are kept with the plan."""
@@ -125,7 +132,7 @@ class RunResult:
 def run(project: Project, request: RunRequest) -> RunResult:
     """Verify, plan, preprocess, pretrain, train, evaluate, select, and predict the test images."""
     resolve_device(request.device)  # before hours of work that end there
-    request = request.on_top_of(project.manifest.last_run())
+    named, request = request.pretrained, request.on_top_of(project.manifest.last_run())
     _check_early(project, request)
     for line in shortened(of_severity(verify(project), "warning")):
         project.reporter.warn(line)
@@ -137,8 +144,8 @@ def run(project: Project, request: RunRequest) -> RunResult:
     for configuration in configurations:
         project.configuration(configuration)
     project.manifest.remember_run(request.kept())  # what cannot be is no default of the next run
-    if request.strategy != "scratch" and request.pretrained is None:
-        planning.planned_source(project)  # before hours of work that end there
+    if named is None and any(planning.starts_from_source(project, each) for each in configurations):
+        request = replace(request, pretrained=None)  # the plan's is newer than the last run's
     preprocessing.preprocess(project, configurations)
     if not project.raw().labelled_cases():
         for configuration in configurations:
@@ -147,6 +154,9 @@ def run(project: Project, request: RunRequest) -> RunResult:
         return RunResult({}, None, {}, None, [])
     for fold in request.folds:
         check_fold(project, configurations[0], fold)
+    if request.strategy != "scratch" and request.pretrained is None:
+        for configuration in configurations:
+            planning.planned_source(project, configuration)  # before hours of work that end there
     if _refines(request):
         for configuration in configurations:
             _refining_settings(project, request, configuration)
@@ -168,13 +178,16 @@ def _check_early(project: Project, request: RunRequest) -> None:
     planned = project.plans()["configurations"] if planning.has_own_plans(project) else ()
     if wrong := [name for name in request.configurations or () if name not in (*known, *planned)]:
         raise BadInputError(f"nnU-Net has no configuration '{wrong[0]}'.", f"Choose of {', '.join(known)} with -c.")
-    if labelled := project.raw().labelled_cases():
+    if labelled := [case.identifier for case in project.raw().labelled_cases()]:
         for fold in request.folds:
-            refuse_unknown_fold(project, expected_folds(project, len(labelled)), fold)
+            refuse_unknown_fold(project, expected_folds(project, labelled), fold)
     if request.pretrained is not None and request.strategy == "scratch":
         raise BadInputError("--pretrained does not go with --strategy scratch.", "Leave one of them out.")
     if request.pretrained is not None and not request.pretrained.is_file():
-        raise BadInputError(f"There is no checkpoint {request.pretrained}.", "Correct --pretrained.")
+        raise BadInputError(
+            f"There is no checkpoint {request.pretrained}.",
+            "Correct --pretrained; where the last run had it, `--pretrained none` pretrains.",
+        )
     _check_refining(project, request)
 
 
@@ -199,7 +212,7 @@ def _train_fold(
 ) -> Evaluation | None:
     strategy, pretrained = request.strategy, None
     if strategy != "scratch":
-        pretrained = request.pretrained or planning.planned_source(project)
+        pretrained = request.pretrained or planning.planned_source(project, configuration)
         if pretrained is None:
             pretrained = _pretrain(project, request, configuration, fold if request.pretrain_on == "fold" else "all")
     stage = stages.training_stage(strategy, configuration, fold)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Container, Sequence
 from pathlib import Path
 
 from diffseg_nnunet.atomic import write_json
@@ -35,8 +36,7 @@ def ensure_splits(project: Project, configuration: str) -> Splits:
     if path.is_file():
         splits = read_splits(path)
         budgets = read_budget_folds(project.preprocessed, splits)
-        drawn_from = [split for fold, split in enumerate(splits) if fold not in budgets]
-        named = sorted({case for split in drawn_from for part in ("train", "val") for case in split[part]})
+        named, drawn_from = _named(splits, budgets)
         if named == cases:
             return splits
         if not _made_by_rule(drawn_from, named):
@@ -62,12 +62,22 @@ def check_fold(project: Project, configuration: str, fold: int | str) -> None:
         refuse_unknown_fold(project, len(ensure_splits(project, configuration)), fold)
 
 
-def expected_folds(project: Project, labelled: int) -> int:
-    """How many folds there are, or will be once `labelled` cases are preprocessed."""
+def expected_folds(project: Project, labelled: Sequence[str]) -> int:
+    """How many folds there are, or will be once the `labelled` cases are preprocessed."""
     for folder in (project.preprocessed, project.workspace.raw / project.name):
         if (folder / SPLITS_FILE).is_file():
-            return len(read_splits(folder / SPLITS_FILE))
-    return min(FOLDS, labelled)
+            splits = read_splits(folder / SPLITS_FILE)
+            budgets = read_budget_folds(folder, splits)
+            named, drawn_from = _named(splits, budgets)
+            drawn_anew = named != sorted(labelled) and _made_by_rule(drawn_from, named)
+            return min(FOLDS, len(labelled)) if drawn_anew else len(splits)
+    return min(FOLDS, len(labelled))
+
+
+def _named(splits: Splits, budgets: Container[int]) -> tuple[list[str], Splits]:
+    """The cases of all folds but those of label budgets, and these folds."""
+    drawn_from = [split for fold, split in enumerate(splits) if fold not in budgets]
+    return sorted({case for split in drawn_from for part in ("train", "val") for case in split[part]}), drawn_from
 
 
 def refuse_unknown_fold(project: Project, count: int, fold: int | str) -> None:

@@ -213,11 +213,12 @@ def test_a_plan_like_the_checkpoints(workspace: Workspace, checkpoint_of: Callab
     key = "foreground_intensity_properties_per_channel"
     assert plans[key] == theirs[key]
     # the file is needed for new plans, and by what starts from it
-    assert planned_source(project) == checkpoint
+    assert planned_source(project, "3d_fullres") == checkpoint
+    assert planned_source(project, "2d") is None  # its network is of other axes
     moved = checkpoint.rename(checkpoint.with_suffix(".moved"))
     require_planned(project)
     with pytest.raises(BadInputError, match=r"Alike is planned to start from .*, and that is not at .* any more"):
-        planned_source(project)
+        planned_source(project, "3d_fullres")
     stored = PlanRequest.from_json(project.manifest.stage("plan")["settings"])
     assert plan(project, stored) == plans
     moved.rename(checkpoint)

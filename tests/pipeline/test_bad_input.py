@@ -207,13 +207,18 @@ def test_predictions_replace_predictions_alone(project: TinyProject) -> None:
     """Neither what somebody else has made, nor what another process is making."""
     output, busy = project.folder / "annotated", project.folder / "busy"
     case = min(project.test_images.iterdir()).name.replace("_0000.nii.gz", ".nii.gz")
-    for path in (output / case, output / "uncertainty" / "notes.txt", output / "member_notes" / "a", busy / "a"):
+    for path in (
+        output / case.replace(".nii.gz", ".npz"),
+        output / "uncertainty" / "notes.txt",
+        output / "member_notes" / "a",
+        busy / "a",
+    ):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("of somebody else")
     predict = ("predict", "-d", 1, "-i", project.test_images, "-o")
     with FileLock(busy / ".diffseg_prediction.lock"):
         foreign, second = project.diffseg.in_one_process([(*predict, output), (*predict, busy)])
-    foreign.refused(f"annotated holds {case}, which `diffseg predict` has not written", "-o")
+    foreign.refused("annotated holds", ".npz, which `diffseg predict` has not written", "-o")
     second.refused("Another process is predicting into", "busy", "-o")
     theirs = [path for folder in (output, busy) for path in folder.rglob("[!.]*") if path.is_file()]
     assert [path.read_text() for path in theirs] == ["of somebody else"] * 4

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from datetime import datetime
 from importlib.metadata import version
+from threading import Timer
 from typing import TYPE_CHECKING
 
 import pytest
@@ -115,7 +116,10 @@ def test_a_job_waits_for_another_that_does_the_same(planned_project: TinyProject
     before = project.manifest()
     with FileLock(project.results / "logs" / "preprocess_3d_fullres.lock"):
         second = project.diffseg.start("preprocess", 1, "-c", "3d_fullres")
+        patience = Timer(300, second.kill)
+        patience.start()
         told = next(line for line in second.process.stdout if "waiting" in line)
+        patience.cancel()
     assert "another process, which is working on preprocess/3d_fullres of Dataset001_Phantom" in told
     second.wait().ok()
     assert project.manifest() == before

@@ -290,18 +290,14 @@ def test_a_training_starts_from_the_checkpoint(workspace: Workspace, checkpoint_
     assert said in project.reporter.lines[-1]
 
 
-@pytest.mark.parametrize("given", [False, True])
-def test_a_run_starts_from_the_checkpoint(
-    workspace: Workspace, checkpoint_of: Callable[..., Path], given: bool
-) -> None:
-    """In place of a pretraining: from the one that was planned for, or one that is given."""
+def test_a_run_starts_from_the_checkpoint(workspace: Workspace, checkpoint_of: Callable[..., Path]) -> None:
+    """From the one that was planned for, in place of a pretraining."""
     checkpoint = checkpoint_of(nnUNetTrainer)
     project = Project.open(workspace, 2, Lines())
     plan(project, request_of(checkpoint))
-    named = checkpoint_of() if given else None
     with pytest.raises(BeginningError):
-        run(project, RunRequest(pretrained=named, training={"iterations": 2}, predict_test=False))
-    assert project.reporter.lines[-1].startswith(f"starting from {named or checkpoint}")
+        run(project, RunRequest(training={"iterations": 2}, predict_test=False))
+    assert project.reporter.lines[-1].startswith(f"starting from {checkpoint}")
     assert not any("pretrain/" in line for line in project.reporter.lines)
 
 

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
+from diffseg_nnunet.errors import BadInputError
+from diffseg_nnunet.pipeline.manifest import Manifest
+from diffseg_nnunet.pipeline.run import NO_CHECKPOINT, RunRequest
 
 if TYPE_CHECKING:
     from tests.pipeline.conftest import TinyProject
@@ -60,8 +65,19 @@ def test_a_damaged_checkpoint_is_named(project: TinyProject) -> None:
         finished.refused(f"{path} cannot be read as a checkpoint")
 
 
-@pytest.mark.parametrize("content", ["{}", "[]", '{"stages": []}', '{"stages": {"plan": 1}}'])
-def test_a_damaged_manifest_is_named(planned_project: TinyProject, content: str) -> None:
-    project = planned_project
-    (project.results / "diffseg_run.json").write_text(content)
-    project.diffseg("labels", 1, "2cases").refused("diffseg_run.json is no manifest of a run", "Mend or remove it")
+@pytest.mark.parametrize("content", ["{}", "[]", '{"stages": []}', '{"stages": {"plan": 1}}', "{"])
+def test_a_damaged_manifest_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "diffseg_run.json").write_text(content)
+    with pytest.raises(BadInputError, match=r"diffseg_run\.json is (no manifest of a run|not readable)"):
+        Manifest(tmp_path).stage("plan")
+
+
+def test_where_a_run_starts() -> None:
+    """From what is given, else as last time, but for the twin; and `none` is nothing."""
+    last, given = {"pretrained": "a.pth", "strategy": "finetune"}, Path("b.pth")
+    assert RunRequest().on_top_of(last).pretrained == Path("a.pth")
+    assert RunRequest(pretrained=given).on_top_of(last).pretrained == given
+    assert RunRequest(pretrained=NO_CHECKPOINT).on_top_of(last).pretrained is None
+    assert RunRequest(strategy="scratch").on_top_of(last).pretrained is None
+    assert RunRequest().on_top_of({**last, "strategy": "scratch"}).pretrained is None
+    assert RunRequest(pretrained=given, strategy="scratch").on_top_of(last).pretrained == given  # to be refused

@@ -91,13 +91,6 @@ def test_new_images_redo_what_depends_on_them(project: TinyProject) -> None:
     assert not list(project.results.rglob("superseded_*"))
 
 
-def test_a_copied_workspace_is_unchanged(project: TinyProject) -> None:
-    """As `cp -r` leaves it, with other times."""
-    for path in sorted(project.raw.rglob("*.nii.gz")):
-        path.touch()
-    assert project.diffseg("run", 1, "--no-test").ok().out.count("finished before, unchanged") == 2
-
-
 def test_a_run_that_cannot_be_leaves_no_trace(project: TinyProject) -> None:
     refused = {
         ("run", 1, "-c", "3d_ful"): ("no configuration '3d_ful'", "3d_lowres"),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from pydicom.errors import BytesLengthException
 
 from diffseg_nnunet.verification import UnreadableVolumeError
 
@@ -35,6 +36,7 @@ DAMAGED = (
     OSError,
     EOFError,
     struct.error,
+    BytesLengthException,
 )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pydicom import dcmread
 from pydicom.encaps import encapsulate
@@ -302,6 +302,7 @@ def test_damaged_files_are_named(tmp_path: Path, syntax: str, change: Callable, 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.integers(128, 1500), st.integers(0, 255)), min_size=1, max_size=5))
+@example([(139, 0)])
 def test_damaged_headers_are_read_or_refused(tmp_path: Path, changes: list[tuple[int, int]]) -> None:
     paths = sorted(tmp_path.glob("*.dcm")) or write_series(tmp_path, stored_values(size=(3, 14, 11)))
     whole = paths[1].read_bytes()

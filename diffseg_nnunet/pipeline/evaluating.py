@@ -37,9 +37,6 @@ def evaluate(
 ) -> Evaluation:
     """Score a folder of segmentations and write scores.json, scores.csv, summary.csv and report.html into `output`.
 
-    Raises:
-        BadInputError: as :func:`evaluate_folders`, or `output` cannot be written to.
-
     Args:
         labels: of the references: labels.json or nnU-Net's dataset.json; structures are scored by name.
         prediction_labels: of the segmentations, where their numbering is another one; None: `labels`.
@@ -48,6 +45,9 @@ def evaluate(
         cases: only these; None: all, and both folders must hold the same.
         workers: cases compared at once; None: as many as there are cores.
         worst: how many of the worst cases are named.
+
+    Raises:
+        BadInputError: as :func:`evaluate_folders`, or `output` cannot be written to.
     """
     _require_writable(output)  # before all the scoring
     evaluation = evaluate_folders(

@@ -205,7 +205,7 @@ def _set_other_plans_aside(job: Job) -> None:
         except BadInputError:  # a damaged one is none of this job's business, and refused where it is used
             continue
         if differing:
-            with job.project.manifest.alone(f"{job.stage.rpartition('/')[0]}/{path.parent.name}"):
+            with job.project.manifest.turn(f"{job.stage.rpartition('/')[0]}/{path.parent.name}"):
                 _set_aside(job.project, path.parent)
 
 

@@ -109,40 +109,21 @@ class Manifest:
             discard: takes away what an earlier attempt with other inputs left. It runs before this attempt is
                 recorded, so that one that is killed in between is never gone on with.
         """
-        with self.alone(name):
+        with self.turn(name):
             yield from self._recorded(name, inputs, settings, discard)
 
     @contextmanager
-    def turn(self, name: str, tell: Callable[[str], None]) -> Iterator[None]:
-        """The block is for this process alone, which waits for another that works on the same stage: jobs of single
-        folds, started together, find done what the first of them has done for all. The stage's state is to be asked
-        for, and the stage run, within the block.
+    def turn(self, name: str, tell: Callable[[str], None] | None = None) -> Iterator[None]:
+        """The block is for this process alone: two would write the same folder.
+
+        Jobs of single folds that are started together wait for each other, and find done what the first of them has
+        done for all: the stage's state is to be asked for, and the stage run, within the block.
 
         Args:
-            tell: told that there is somebody to wait for.
-        """
-        lock = self._lock(name)
-        if lock.lock_file in _held:
-            yield
-            return
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            tell(f"waiting for another process, which is working on {name} of {self.path.parent.name}")
-            lock.acquire()
-        _held.add(lock.lock_file)
-        try:
-            yield
-        finally:
-            _held.discard(lock.lock_file)
-            lock.release()
-
-    @contextmanager
-    def alone(self, name: str) -> Iterator[None]:
-        """Within the block no other process works on the stage: two would write the same folder.
+            tell: told that there is somebody to wait for; None: nobody is waited for.
 
         Raises:
-            BadInputError: one does.
+            BadInputError: another process works on the stage, and is not waited for.
         """
         lock = self._lock(name)
         if lock.lock_file in _held:
@@ -151,12 +132,16 @@ class Manifest:
         try:
             lock.acquire(timeout=0)
         except Timeout as error:
-            raise BadInputError(
-                f"Another process is working on {name} of {self.path.parent.name}.", "Wait for it, or end it."
-            ) from error
+            at_work = f"is working on {name} of {self.path.parent.name}"
+            if tell is None:
+                raise BadInputError(f"Another process {at_work}.", "Wait for it, or end it.") from error
+            tell(f"waiting for another process, which {at_work}")
+            lock.acquire()
+        _held.add(lock.lock_file)
         try:
             yield
         finally:
+            _held.discard(lock.lock_file)
             lock.release()
 
     def _lock(self, name: str) -> FileLock:

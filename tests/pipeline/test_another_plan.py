@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from filelock import FileLock, Timeout
 
 from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.pipeline.manifest import Manifest
@@ -81,3 +82,15 @@ def test_where_a_run_starts() -> None:
     assert RunRequest(strategy="scratch").on_top_of(last).pretrained is None
     assert RunRequest().on_top_of({**last, "strategy": "scratch"}).pretrained is None
     assert RunRequest(pretrained=given, strategy="scratch").on_top_of(last).pretrained == given  # to be refused
+
+
+def test_two_processes_do_not_work_on_one_stage(tmp_path: Path) -> None:
+    """Another file handle stands for the other process; a turn holds for what runs within it."""
+    manifest = Manifest(tmp_path)
+    with manifest.turn("train/x"):
+        (lock,) = (tmp_path / "logs").glob("train_x.lock")
+        with manifest.running("train/x", {}, {}), pytest.raises(Timeout):
+            FileLock(lock).acquire(timeout=0)
+    with FileLock(lock), pytest.raises(BadInputError, match="Another process is working on train/x"):
+        manifest.turn("train/x").__enter__()
+    assert manifest.is_finished("train/x", {})

@@ -1,10 +1,11 @@
 """What the refiner (HiDiff, arXiv 2407.03548) is worth: segmentations before and after, paired, and what it costs.
 
-Usage: python benchmarks/refinement.py WORKSPACE [--data-set abdomen] [--budgets 2cases 14cases] [--seeds 0 1 2]
-           [--variants frozen alternate binary binary_alternate] [--iterations 200] [--measured] [--no-report]
+Usage: python benchmarks/refinement.py WORKSPACE [--data-set abdomen] [--strategy finetune] [--budgets 2cases 14cases]
+           [--seeds 0 1 2] [--variants frozen alternate binary binary_alternate] [--iterations 200] [--measured]
+           [--no-report]
 
 WORKSPACE is few_labels.py's (few_labels_hippocampus.py's with `--data-set hippocampus`), and the segmentors are those
-that it fine-tuned. Each is refined in every variant, with results of its own. The cases that the segmentors were tested
+that it trained. Each is refined in every variant, with results of its own. The cases that the segmentors were tested
 on are tested on; what is to be chosen is told by the training cases that a budget left unlabelled, whose labels neither
 the segmentor nor the refiner has seen. What is done is not done twice, and several processes may share the work, each
 with other budgets, seeds or variants and `--no-report`; the last call, with all of them, measures time and memory,
@@ -19,7 +20,19 @@ from pathlib import Path
 
 from calibration import BINS, MARGIN_MM
 from refinement_costs import COST_CASES, bytes_table, cost_table, prediction_costs
-from refinement_runs import ALONE, SOURCES, TEST, TUNING, VARIANTS, WORDS, Refinement, Source, find_segmentors, plain
+from refinement_runs import (
+    ALONE,
+    SOURCES,
+    TEST,
+    TRAINERS,
+    TUNING,
+    VARIANTS,
+    WORDS,
+    Refinement,
+    Source,
+    find_segmentors,
+    plain,
+)
 from refinement_tables import Setting, calibration_table, said_of_default, score_table, structure_table
 from results import write_section
 
@@ -31,6 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("workspace", type=Path, help="of the segmentors")
     parser.add_argument("--data-set", choices=SOURCES, default="abdomen")
+    parser.add_argument("--strategy", choices=TRAINERS, default="finetune", help="that trained the segmentors")
     parser.add_argument("--budgets", nargs="+")
     parser.add_argument("--seeds", type=int, nargs="+")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
@@ -80,7 +94,8 @@ def _report(options: argparse.Namespace, refinements: Sequence[Refinement]) -> s
     chosen = f"{score_table(tuning)}\n\n{said_of_default(tuning)}{none_left}" if tuning else none_left.strip()
     return f"""## {source.title}
 
-Script: `benchmarks/refinement.py`. The segmentors are those that `benchmarks/{source.script}` fine-tuned, \
+Script: `benchmarks/refinement.py`. The segmentors are those that `benchmarks/{source.script}` \
+{"fine-tuned" if options.strategy == "finetune" else "trained from scratch"}, \
 seeds {", ".join(map(str, options.seeds))} (other labelled cases for each). Each refiner has {options.iterations} \
 iterations, width {options.width}, patches of {"×".join(map(str, source.patch))}, T = 10, and averages \
 {options.samples} samples of {options.sampling_steps} DDIM step(s); the command's defaults are {default.iterations:,} \

@@ -37,7 +37,7 @@ def prediction_costs(refinements: Sequence[Refinement]) -> dict[str, dict[str, f
         shutil.copy2(case.images[0], images)
     own = segmentor.results.resolve()
     contenders: dict[str, tuple[Mapping[str, str], tuple[object, ...]]] = {
-        "plain": ({**first.environment, NNUNET_VARIABLES[2]: str(own)}, ())
+        "plain": ({**first.environment, NNUNET_VARIABLES[2]: str(own)}, ("--strategy", segmentor.strategy))
     }
     for refinement in refinements:
         if refinement.segmentor == segmentor:

@@ -1,4 +1,4 @@
-"""The networks of refinement.py: segmentors fine-tuned with few labels, their refiners, and what both predict."""
+"""The networks of refinement.py: segmentors trained with few labels, their refiners, and what both predict."""
 
 from __future__ import annotations
 
@@ -44,6 +44,7 @@ WORDS = {
     "binary": "frozen, binarised",
     "binary_alternate": "alternate, binarised",
 }
+TRAINERS = {"finetune": "DiffSegTrainer", "scratch": "DiffSegTrainerScratch"}
 TEST, TUNING, ALONE = "test", "tuning", "alone"
 _DONE = "calibration.json"
 
@@ -54,7 +55,7 @@ class Source:
 
     Attributes:
         id, name: of the data set.
-        script: that fine-tuned the networks.
+        script: that trained the networks.
         arguments: of it, WORKSPACE in them.
         report: of the benchmark, in the workspace.
         patch: that they were trained with.
@@ -111,9 +112,10 @@ SOURCES = {
 
 @dataclass(frozen=True)
 class Segmentor:
-    """A fine-tuned network.
+    """A trained network.
 
     Attributes:
+        strategy: that trained it, of TRAINERS.
         labels: the budget.
         seed: of its draw and of the training.
         fold: that it is.
@@ -123,6 +125,7 @@ class Segmentor:
 
     workspace: Path
     source: Source
+    strategy: str
     labels: str
     seed: int
     fold: int
@@ -131,7 +134,8 @@ class Segmentor:
 
     @property
     def name(self) -> str:
-        return f"{self.labels}_seed{self.seed}"
+        name = f"{self.labels}_seed{self.seed}"
+        return name if self.strategy == "finetune" else f"{self.strategy}_{name}"
 
     @property
     def results(self) -> Path:
@@ -140,7 +144,7 @@ class Segmentor:
 
     @property
     def model(self) -> Path:
-        return _model(self.results, self.source, "DiffSegTrainer")
+        return _model(self.results, self.source, TRAINERS[self.strategy])
 
     @property
     def preprocessed(self) -> Path:
@@ -237,19 +241,20 @@ def find_segmentors(options: argparse.Namespace) -> list[Segmentor]:
             fold = next((each for each in drawn.values() if (each.labels, each.seed) == (labels, seed)), None)
             if fold is not None:
                 tuning = fold.unlabelled[: options.tuning_scans]
-                found.append(Segmentor(options.workspace, source, labels, seed, fold.fold, fold.val, tuning))
+                own = (options.workspace, source, options.strategy, labels, seed)
+                found.append(Segmentor(*own, fold.fold, fold.val, tuning))
             if fold is None or not _is_the_benchmarks(found[-1]):
                 arguments = source.arguments.replace("WORKSPACE", str(options.workspace))
                 sys.exit(
                     f"No segmentor of {labels}, seed {seed}: run `python benchmarks/{source.script} {arguments} "
-                    f"--budgets {labels} --seeds {seed} --strategies finetune --no-report` first."
+                    f"--budgets {labels} --seeds {seed} --strategies {options.strategy} --no-report` first."
                 )
     return found
 
 
 def _is_the_benchmarks(segmentor: Segmentor) -> bool:
     """Whether the network is there that the benchmark reports, and not one that was trained in its place since."""
-    run = Run("finetune", segmentor.labels, segmentor.seed)
+    run = Run(segmentor.strategy, segmentor.labels, segmentor.seed)
     record = RunRecord.read(run.folder(segmentor.workspace / segmentor.source.report))
     path = segmentor.checkpoint
     return record is not None and path.is_file() and file_digest(path) == record.checkpoint

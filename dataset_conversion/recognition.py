@@ -39,11 +39,15 @@ def load(name: str) -> Converter:
 
 def converters() -> Iterator[Converter | Unusable]:
     """All that are registered, sorted by name; one that cannot be imported never hides the others."""
-    for name in registry.names(GROUP):
-        try:
-            yield load(name)
-        except Exception as error:  # whatever somebody else's module does while it is imported
-            yield Unusable(name, f"{type(error).__name__}: {error}")
+    yield from map(tried, registry.names(GROUP))
+
+
+def tried(name: str) -> Converter | Unusable:
+    """As :func:`load`, and what keeps it from being used."""
+    try:
+        return load(name)
+    except Exception as error:  # whatever somebody else's module does while it is imported
+        return Unusable(name, f"{type(error).__name__}: {error}")
 
 
 def recognised(source: Path) -> tuple[list[Recognition], list[Unusable]]:

@@ -13,7 +13,7 @@ from diffseg_nnunet.cli.arguments import Workspace
 if TYPE_CHECKING:
     from diffseg_nnunet.dataset_conversion.converter import Converter, Option
 
-__all__ = ["Workspace", "command_of", "named_only"]
+__all__ = ["Workspace", "command_of", "named_only", "title_of"]
 
 _SELECTION, _FORMAT = "What to take", "Of this format"
 KEEP_LABELS = typer.Option(
@@ -76,9 +76,20 @@ _COMMON: dict[str, tuple[Any, Any]] = {
 _OWN = "own_"
 
 
-def named_only(name: str) -> Any:
-    """A command that has a name and does nothing: for listings."""
-    return _as_command(name, lambda: None, [], "")
+def named_only(name: str, title: str = "") -> Any:
+    """A command that has a name, and words on what it converts, and does nothing: for listings."""
+    return _as_command(name, lambda: None, [], title)
+
+
+def title_of(name: str) -> str:
+    """What the converter that is registered as `name` says it converts, as help takes it; of one that cannot be used,
+    why not."""
+    from rich.markup import escape
+
+    from diffseg_nnunet.dataset_conversion.recognition import Unusable, tried
+
+    converter = tried(name)
+    return escape(f"cannot be used: {converter.reason}" if isinstance(converter, Unusable) else converter.title)
 
 
 def command_of(name: str) -> Any:

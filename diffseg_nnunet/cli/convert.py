@@ -14,7 +14,10 @@ AUTO = "auto"
 
 
 class ConverterGroup(TyperGroup):
-    """Knows the formats by the names of their entry points; a converter is imported when its command runs."""
+    """Knows the formats by the names of their entry points; a converter is imported when its command runs, or when help
+    says what it converts."""
+
+    _is_described = False
 
     def list_commands(self, ctx: Any) -> list[str]:
         from diffseg_nnunet import registry
@@ -22,8 +25,12 @@ class ConverterGroup(TyperGroup):
         return [AUTO, *(name for name in registry.names("converters") if name != AUTO)]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        # help lists commands without running them: what a format is, `--list` tells
-        return super().get_command(ctx, cmd_name) or common.named_only(cmd_name)
+        own = super().get_command(ctx, cmd_name)
+        return own or common.named_only(cmd_name, common.title_of(cmd_name) if self._is_described else "")
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        self._is_described = True
+        super().format_help(ctx, formatter)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, command, rest = super().resolve_command(ctx, args)

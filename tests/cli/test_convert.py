@@ -90,10 +90,12 @@ def test_a_third_partys_converter_by_its_entry_point_alone(diffseg: CommandLine,
     assert content(diffseg, "Dataset005_Clinic")["options"] == {"prefix": ["x", "y"], "shout": True}
 
 
-def test_help_names_the_formats_and_imports_none(diffseg: CommandLine) -> None:
+def test_help_names_the_formats_and_what_each_is(diffseg: CommandLine) -> None:
     shown = diffseg("convert", "--help", **third_party(diffseg, "clinic", "broken")).ok().out
-    for name in ("auto", "broken", "clinic", "folder", "msd"):
-        assert f" {name} " in shown
+    lines = {line.split()[1]: " ".join(line.split()[2:-1]) for line in shown.splitlines() if line.startswith("│ ")}
+    assert {"auto", "folder", "msd"} < lines.keys()
+    assert lines["clinic"] == "scans [of] one clinic"
+    assert lines["broken"] == "cannot be used: RuntimeError: built for another Python"
 
 
 def test_a_format_that_there_is_not(diffseg: CommandLine) -> None:

@@ -1,15 +1,16 @@
 """What the refiner (HiDiff, arXiv 2407.03548) is worth: segmentations before and after, paired, and what it costs.
 
 Usage: python benchmarks/refinement.py WORKSPACE [--data-set abdomen] [--strategy finetune] [--budgets 2cases 14cases]
-           [--seeds 0 1 2] [--variants frozen alternate binary binary_alternate] [--iterations 200] [--measured]
-           [--no-report]
+           [--seeds 0 1 2] [--variants frozen alternate binary binary_alternate entropy bounded] [--iterations 200]
+           [--measured] [--no-report]
 
 WORKSPACE is few_labels.py's (few_labels_hippocampus.py's with `--data-set hippocampus`), and the segmentors are those
 that it trained. Each is refined in every variant, with results of its own. The cases that the segmentors were tested
 on are tested on; what is to be chosen is told by the training cases that a budget left unlabelled, whose labels neither
 the segmentor nor the refiner has seen. What is done is not done twice, and several processes may share the work, each
 with other budgets, seeds or variants and `--no-report`; the last call, with all of them, measures time and memory,
-which wants a machine that is otherwise idle, and reports; with `--measured`, on what there is.
+which wants a machine that is otherwise idle, and reports; with `--measured`, on what there is. `bounded` comes after
+`frozen`, whose checkpoint it reads.
 """
 
 from __future__ import annotations

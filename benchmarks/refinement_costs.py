@@ -17,7 +17,7 @@ from refinement_runs import TEST, WORDS, Refinement, Segmentor
 from refinement_tables import Setting
 from results import cached, table
 
-from diffseg_nnunet.refinement.binary import pack_state
+from diffseg_nnunet.refinement.binary import pack_state, unpack_state
 from diffseg_nnunet.refinement.network import Refiner, RefinerArchitecture
 from diffseg_nnunet.training.checkpoint import load_safely
 from diffseg_nnunet.workspace import NNUNET_VARIABLES
@@ -40,7 +40,7 @@ def prediction_costs(refinements: Sequence[Refinement]) -> dict[str, dict[str, f
         "plain": ({**first.environment, NNUNET_VARIABLES[2]: str(own)}, ("--strategy", segmentor.strategy))
     }
     for refinement in refinements:
-        if refinement.segmentor == segmentor:
+        if refinement.segmentor == segmentor and refinement.is_trained:
             contenders[WORDS[refinement.variant]] = (refinement.environment, ("--refine",))
     threshold = ("--refine", "--refine-threshold", THRESHOLD_BITS)
     contenders[f"{WORDS[first.variant]}, above {THRESHOLD_BITS} bits"] = (first.environment, threshold)
@@ -97,7 +97,7 @@ def refiner_bytes(checkpoint: Mapping[str, Any]) -> tuple[int, int, int]:
     """Of a refiner's weights: as they are stored for inference, as float32 each, and how many of them are one bit."""
     architecture = RefinerArchitecture(**checkpoint["refiner_architecture"])
     network = Refiner(architecture)
-    network.load_state_dict(checkpoint["refiner_weights"])
+    network.load_state_dict(unpack_state(network, checkpoint["refiner_weights"]))
     packed = pack_state(network)
     state = network.state_dict()
     bits = sum(tensor.numel() for name, tensor in state.items() if name not in packed)
@@ -107,13 +107,13 @@ def refiner_bytes(checkpoint: Mapping[str, Any]) -> tuple[int, int, int]:
 
 def bytes_table(refinements: Sequence[Refinement], tests: Sequence[Setting]) -> str:
     rows = []
-    for variant in dict.fromkeys(each.variant for each in refinements):
+    for variant in dict.fromkeys(each.variant for each in refinements if each.is_trained):
         own = next(each for each in refinements if each.variant == variant)
         stored, full, bits = refiner_bytes(load_safely(own.checkpoint))
         dsc = [
             f"{setting.labels} {setting.evaluations()[1].overall.dsc.mean:.3f}"
             for setting in tests
-            if setting.refiner.startswith(WORDS[variant])
+            if setting.refiner.removesuffix(")").split(" (seeds")[0] == WORDS[variant]
         ]
         weights = (f"{full // 4:,}", f"{bits:,}", f"{stored / 1e6:.2f}", f"{full / 1e6:.2f}")
         rows.append((WORDS[variant], *weights, ", ".join(dsc)))

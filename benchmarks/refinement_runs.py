@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -37,13 +37,20 @@ VARIANTS = {
     "alternate": ("--segmentor", "alternate"),
     "binary": ("--segmentor", "frozen", "--binary"),
     "binary_alternate": ("--segmentor", "alternate", "--binary"),
+    "entropy": ("--segmentor", "frozen", "--focal-gamma", 0),
+    "bounded": (),
 }
 WORDS = {
     "frozen": "frozen, full precision",
     "alternate": "alternate, full precision",
     "binary": "frozen, binarised",
     "binary_alternate": "alternate, binarised",
+    "entropy": "frozen, full precision, cross entropy in place of the focal loss",
+    "bounded": "none: the segmentor's probabilities, bounded as a refiner's are",
 }
+BOUNDED = "bounded"
+"""The control: what bounding alone does to calibration, before windows are averaged."""
+_NEVER = 99.0  # bits, a threshold that no voxel passes
 TRAINERS = {"finetune": "DiffSegTrainer", "scratch": "DiffSegTrainerScratch"}
 TEST, TUNING, ALONE = "test", "tuning", "alone"
 _DONE = "calibration.json"
@@ -192,6 +199,11 @@ class Refinement:
         return run_environment(self.segmentor.workspace, self.run, self.segmentor.source.name)
 
     @property
+    def is_trained(self) -> bool:
+        """Whether it has a refiner of its own."""
+        return self.variant != BOUNDED
+
+    @property
     def parts(self) -> list[str]:
         """What of it is measured."""
         parts = [TEST, *([TUNING] if self.segmentor.tuning else [])]
@@ -208,6 +220,11 @@ class Refinement:
 
     def _predict(self, part: str, folder: Path) -> Path:
         segmentor, own = self.segmentor, self.options
+        if not self.is_trained:
+            model, options = replace(self, variant="frozen").model, RefineOptions(threshold_bits=_NEVER)
+            device = prepare_device("auto")
+            predictor = load_refining_predictor(model, [segmentor.fold], device, True, FINAL, options)
+            return _predicted(predictor, segmentor.images(part), folder)
         if part == TEST:  # the stage's own validation
             diffseg(
                 *("refine", segmentor.source.id, "-c", CONFIGURATION, "-f", segmentor.fold),

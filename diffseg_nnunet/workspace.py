@@ -40,6 +40,14 @@ class Workspace:
         paths = [Path(os.environ.get(variable) or base / variable).expanduser() for variable in NNUNET_VARIABLES]
         return cls(*paths)
 
+    def overruled(self, asked: Path | None) -> str | None:
+        """Where nnU-Net's variables lead elsewhere than the folder that was asked for, in words; None where they do
+        not."""
+        folders = zip(NNUNET_VARIABLES, (self.raw, self.preprocessed, self.results), strict=True)
+        base = None if asked is None else asked.expanduser().resolve()
+        led = [f"{variable}={used}" for variable, used in folders if base and used.resolve() != base / variable]
+        return f"exported, and winning over --workspace {asked}: {', '.join(led)}" if led else None
+
     def activate(self) -> Workspace:
         """Create the folders and set nnU-Net's variables for this process and its children.
 
@@ -83,7 +91,8 @@ class Workspace:
             known, wanted = ", ".join(self.dataset_names()) or "none", named or f"with id {dataset_id}"
             raise BadInputError(
                 f"There is no data set {wanted} in {self.raw} (there: {known}).",
-                "Convert one with `diffseg convert`, or point --workspace at the right folder.",
+                "Convert one with `diffseg convert`, or point --workspace at the right folder; nnU-Net's variables win "
+                "over it where they are exported.",
             )
         if len(names) > 1:
             raise BadInputError(
@@ -102,6 +111,11 @@ class Workspace:
 def is_dataset(text: str) -> bool:
     """Whether this is how a data set is called: an id, or a folder name."""
     return text.isdecimal() or _DATASET_FOLDER.fullmatch(text) is not None
+
+
+def as_id(dataset: int | str) -> int:
+    """The id of a data set that is called by it, or by its folder's name; raises BadInputError if by neither."""
+    return _as_id(dataset)[0]
 
 
 def _as_id(dataset: int | str) -> tuple[int, str | None]:

@@ -209,5 +209,5 @@ def _nothing_fits(
         f"A refiner of {configuration} does not fit {budget:g} GiB: with {asked} channels, "
         f"{'and the segmentor learning in turn, ' if settings.segmentor == 'alternate' else ''}"
         f"a batch of {shape.batch} patches takes {gib:.2f} GiB.",
-        f"{way} with --gpu-memory {math.ceil(gib * 10) / 10:g} or more.",
+        f"{way} with --gpu-memory {math.ceil(gib * 10) / 10:g} or more, and train the fold anew.",
     )

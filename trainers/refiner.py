@@ -25,6 +25,7 @@ from diffseg_nnunet.errors import BadInputError, StageFailedError
 from diffseg_nnunet.inference.folders import SEGMENTOR_ALONE
 from diffseg_nnunet.inference.refining import RefineOptions, RefiningPredictor, RefiningSegmentor
 from diffseg_nnunet.inference.validation import predictor_of, validate_fold
+from diffseg_nnunet.refinement.binary import pack_state
 from diffseg_nnunet.refinement.network import REFINER_FORMAT, Refiner, RefinerArchitecture
 from diffseg_nnunet.refinement.sampling import refine
 from diffseg_nnunet.refinement.sizing import planned_refiner
@@ -144,6 +145,14 @@ class DiffSegRefinerTrainer(SegmentationTrainer):
         checkpoints.require_same_network(network.state_dict(), weights, source, with_outputs=True)
         network.load_state_dict(dict(weights))
         self.segmentor_record = dict(record)
+
+    def on_train_start(self) -> None:
+        if not self.segmentor_record:
+            raise BadInputError(
+                f"{type(self).__name__} refines a finished fold, and was given none.",
+                "Run `diffseg refine`, not nnUNetv2_train.",
+            )
+        super().on_train_start()
 
     # -- steps --------------------------------------------------------------------------------------------------------
 
@@ -329,7 +338,7 @@ class DiffSegRefinerTrainer(SegmentationTrainer):
         if self.disable_checkpointing or self.rank > 0:
             return
         with self.ema.applied():
-            averaged = checkpoints.on_cpu({key: tensor.clone() for key, tensor in self.refiner.state_dict().items()})
+            averaged = {key: tensor.clone() for key, tensor in pack_state(self.refiner).items()}
         learning = self.segmentor_optimizer
         content = {
             "network_weights": unwrapped(self.network).state_dict(),

@@ -36,6 +36,7 @@ from diffseg_nnunet.cli import (
     run as run_command,
 )
 from diffseg_nnunet.cli.arguments import expand_lists
+from diffseg_nnunet.cli.nnunet_spellings import understood
 from diffseg_nnunet.errors import EXIT_BAD_INPUT, EXIT_FAILURE, EXIT_OK, DiffSegError
 
 DEBUG = "--debug"
@@ -95,9 +96,8 @@ def options(
 def run(arguments: list[str]) -> int:
     """Run a command line and return its exit code; every error becomes one message."""
     debug = DEBUG in arguments
-    arguments = expand_lists([argument for argument in arguments if argument != DEBUG])
     try:
-        app(arguments)
+        app(expand_lists(understood([argument for argument in arguments if argument != DEBUG])))
     except SystemExit as finished:
         if finished.code == _INTERRUPTED:  # typer's answer to Ctrl-C
             _complain("Interrupted.", "Run the same command again to go on.")

@@ -60,11 +60,17 @@ def expand_lists(arguments: list[str]) -> list[str]:
     """Let ``--unlabeled 7 8`` stand for ``--unlabeled 7 --unlabeled 8``, after the positional argument.
 
     Click's options take a fixed number of values; users of argparse's tools, nnU-Net's among them, expect lists.
+
+    Raises:
+        BadInputError: a list stands before the positional argument, which then looks like one more of it.
     """
     if not arguments or arguments[0] not in _LISTS:
         return arguments
     first = 1 if arguments[0] in _WITHOUT_POSITIONAL else 2
-    if len(arguments) < first or (first == 2 and arguments[1].startswith("-")):
+    if first == 2 and len(arguments) > 1 and arguments[1].startswith("-"):
+        _refuse_list_first(arguments)
+        return arguments
+    if len(arguments) < first:
         return arguments
     expanded: list[str] = arguments[:first]
     current, values = None, 0
@@ -77,6 +83,22 @@ def expand_lists(arguments: list[str]) -> list[str]:
             values += 1
         expanded.append(argument)
     return expanded
+
+
+def _refuse_list_first(arguments: list[str]) -> None:
+    from diffseg_nnunet.errors import BadInputError
+
+    option, values = None, 0
+    for argument in arguments[1:]:
+        if argument.startswith("-"):
+            option, values = argument, 0
+        elif option in _LISTS[arguments[0]]:
+            values += 1
+        if values > 2:  # one is the option's, one may be the positional
+            raise BadInputError(
+                f"{option} has several values, and the data set does not stand before them.",
+                f"Put it first: `diffseg {arguments[0]} ID {option} …`.",
+            )
 
 
 def parse_fold(text: str) -> int | str:
@@ -105,6 +127,17 @@ def check_choice(option: str, value: str, choices: Collection[str]) -> str:
     if value not in choices:
         raise BadInputError(f"{option} {value} is not known.", f"Choose one of: {', '.join(choices)}.")
     return value
+
+
+def dataset_ids(datasets: Collection[str] | None) -> tuple[int, ...]:
+    """Of data sets that are called by id or by folder name.
+
+    Raises:
+        BadInputError: one is called neither.
+    """
+    from diffseg_nnunet.workspace import as_id
+
+    return tuple(map(as_id, datasets or ()))
 
 
 def given(**options: object) -> dict[str, object]:

@@ -66,7 +66,7 @@ def benchmark(
     backbone: Annotated[str | None, _option(_PLANNED)] = None,
     base_features: Annotated[int | None, _option(_PLANNED, min=1)] = None,
     spacing: Annotated[tuple[float, float, float] | None, _option(_PLANNED, "Z Y X")] = None,
-    unlabeled: Annotated[list[int] | None, _option(f"Data sets to pretrain on, too. {_PLANNED}", "ID ...")] = None,
+    unlabeled: Annotated[list[str] | None, _option(f"Data sets to pretrain on, too. {_PLANNED}", "ID ...")] = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Folder of report and networks; else in the data set's results."),
@@ -86,7 +86,7 @@ def benchmark(
     """
     from diffseg_nnunet.benchmarking.protocol import find_benchmark
     from diffseg_nnunet.benchmarking.runner import Benchmark
-    from diffseg_nnunet.cli.arguments import check_choice, given
+    from diffseg_nnunet.cli.arguments import check_choice, dataset_ids, given
     from diffseg_nnunet.errors import BadInputError
 
     for strategy in strategies or ():
@@ -99,7 +99,7 @@ def benchmark(
         backbone=backbone,
         base_features=base_features,
         spacing=spacing,
-        unlabelled=tuple(unlabeled) if unlabeled else None,
+        unlabelled=dataset_ids(unlabeled) or None,
     )
     protocol = find_benchmark(name).changed(
         plan=planned,

@@ -131,4 +131,6 @@ def open_project(
         yield Project.open(active, dataset)
         return
     with ConsoleReporter(news).live() as reporter:
+        if (overruled := location.overruled(workspace)) is not None:
+            reporter.warn(overruled)
         yield Project.open(active, dataset, reporter)

@@ -26,8 +26,13 @@ def export(
 
         check_choice("--strategy", strategy, STRATEGIES)
         folds = [parse_fold(text) for text in fold or ()]
-        from diffseg_nnunet.pipeline.exporting import export_stock
+        from diffseg_nnunet.pipeline.exporting import export_stock, postprocessing_of
 
         exported = export_stock(project, configuration, stock, strategy, folds)
         project.reporter.info(f"{stock}: {', '.join(exported)}")
         project.reporter.info(f"install it with: nnUNetv2_install_pretrained_model_from_zip {stock}")
+        if (chosen := postprocessing_of(project, configuration, strategy, exported)) is not None:
+            project.reporter.info(
+                "the postprocessing that these folds' validation cases speak for is not in it: after predicting, "
+                f"nnUNetv2_apply_postprocessing with -pp_pkl_file {chosen}"
+            )

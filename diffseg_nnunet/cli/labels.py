@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from diffseg_nnunet.cli.arguments import Configuration, DatasetId, Fold, Seed, Workspace
 from diffseg_nnunet.cli.console import open_project
-
-if TYPE_CHECKING:
-    from diffseg_nnunet.pipeline.project import Project
 
 Labels = Annotated[
     str | None,
@@ -43,27 +40,10 @@ def labels(
     with open_project(workspace, dataset_id) as project:
         from diffseg_nnunet.budgets.budget import LabelBudget
         from diffseg_nnunet.cli.arguments import parse_fold
+        from diffseg_nnunet.pipeline.label_budgets import fold_of_budget
 
         chosen = parse_fold(fold)
         for text in budgets:
             LabelBudget.parse(text)  # before the first of several is written
         for text in budgets:
             fold_of_budget(project, configuration, chosen, text, seed)
-
-
-def fold_of_budget(project: Project, configuration: str, fold: int | str, text: str, seed: int) -> int:
-    """The fold that is a label budget of `fold`, with a word on what it holds."""
-    from diffseg_nnunet.pipeline.label_budgets import draw_budget
-    from diffseg_nnunet.pipeline.preprocessing import require_preprocessed
-
-    require_preprocessed(project, configuration)
-    drawn = draw_budget(project, configuration, fold, text, seed)
-    cases = f"{len(drawn.train)} of {len(drawn.train) + len(drawn.unlabelled)} training cases"
-    slices = "" if drawn.slices is None else f"{sum(map(len, drawn.slices.values()))} slices in "
-    voxels = f"{drawn.budget.amount:g} % of the voxels of " if drawn.budget.kind == "voxels" else ""
-    project.reporter.info(
-        f"fold {drawn.fold} is {drawn.labels} of fold {drawn.base}, label seed {drawn.seed}: {slices}{voxels}{cases}"
-    )
-    if drawn.missing:
-        project.reporter.warn(f"fold {drawn.fold} has no label of {', '.join(drawn.missing)}")
-    return drawn.fold

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,7 +31,7 @@ Spacing = Annotated[
     typer.Option(metavar="Z Y X", help="Target spacing of 3d_fullres in mm; else nnU-Net's choice."),
 ]
 Unlabeled = Annotated[
-    list[int] | None,
+    list[str] | None,
     typer.Option(metavar="ID ...", help="Data sets whose images join the pretraining pool.", show_default=False),
 ]
 Measure = Annotated[
@@ -85,7 +86,7 @@ def plan(
         news_to_standard_error(as_json),
         open_project(workspace, dataset_id, news=sys.stderr if as_json else None) as project,
     ):
-        from diffseg_nnunet.cli.arguments import check_choice
+        from diffseg_nnunet.cli.arguments import check_choice, dataset_ids
         from diffseg_nnunet.errors import BadInputError
         from diffseg_nnunet.pipeline import measuring
         from diffseg_nnunet.pipeline.planning import PlanRequest, explained, last_request
@@ -100,12 +101,15 @@ def plan(
             backbone=backbone,
             base_features=base_features,
             spacing=spacing,
-            unlabelled=tuple(unlabeled or ()),
+            unlabelled=dataset_ids(unlabeled),
             coordinates=check_choice("--coordinates", coordinates, ("auxiliary", "guidance", "none")),
             from_checkpoint=None if from_checkpoint is None else str(from_checkpoint.absolute()),
         )
-        if not _any_given(context):
-            request = last_request(project)
+        last = last_request(project)
+        if not (asked := _given(context)):
+            request = last
+        elif lost := _back_to_default(last, request, asked):
+            project.reporter.warn(f"not given, so as by default: {lost}")
         plans = plan_stage(project, request)
         if measure:
             plans = measuring.measure(project, configuration)
@@ -155,10 +159,34 @@ def _tell_source(project: Project, plans: Mapping[str, Any], request: PlanReques
     project.reporter.info(f"start from it with {start}")
 
 
-def _any_given(context: typer.Context) -> bool:
-    """Whether the command line has an option a plan depends on."""
-    sources = (context.get_parameter_source(name) for name in context.params if name not in _NOT_PLANNED_WITH)
-    return any(source is not None and source.name != "DEFAULT" for source in sources)
+def _given(context: typer.Context) -> set[str]:
+    """The options of the command line that a plan depends on, by PlanRequest's names."""
+    sources = {name: context.get_parameter_source(name) for name in context.params if name not in _NOT_PLANNED_WITH}
+    found = {name for name, source in sources.items() if source is not None and source.name != "DEFAULT"}
+    return {"unlabelled" if name == "unlabeled" else name for name in found}
+
+
+def _back_to_default(last: PlanRequest, request: PlanRequest, asked: Collection[str]) -> str:
+    """What the last plan was asked for and this one is not, in words."""
+    known = {*asked, "checkpoint_sha256"}
+    if "from_checkpoint" in asked:  # whose plan it is
+        known |= {"backbone", "base_features"}
+    changes = [
+        (field.name, getattr(last, field.name), getattr(request, field.name))
+        for field in fields(request)
+        if field.name not in known
+    ]
+    return ", ".join(
+        f"--{'unlabeled' if name == 'unlabelled' else name.replace('_', '-')} {_word(now)} (was {_word(before)})"
+        for name, before, now in changes
+        if before != now
+    )
+
+
+def _word(value: object) -> str:
+    if isinstance(value, tuple):
+        return " ".join(f"{each:g}" for each in value) or "none"
+    return "none" if value is None else str(value)
 
 
 def _machine_readable(project: Project, decisions: Sequence[Decision]) -> dict[str, Any]:

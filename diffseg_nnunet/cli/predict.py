@@ -24,7 +24,10 @@ def predict(
         typer.Option("--configuration", "-c", help="nnU-Net configuration; several are averaged.", show_default=_FULL),
     ] = None,
     fold: Annotated[
-        list[str] | None, typer.Option("--fold", "-f", help="Fold, or 'all'; several are averaged.", show_default="0")
+        list[str] | None,
+        typer.Option(
+            "--fold", "-f", help="Fold, or 'all'; several are averaged.", show_default="all folds that are trained"
+        ),
     ] = None,
     strategy: Strategy = "finetune",
     no_mirroring: Annotated[bool, typer.Option("--no-mirroring", help="No test-time mirroring: faster.")] = False,
@@ -70,6 +73,14 @@ def predict(
             show_default=False,
         ),
     ] = None,
+    refine_structures: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,NAME,…",
+            help="With --refine: these structures alone are the refined segmentation's; else all.",
+            show_default=False,
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="With --refine: of the draws.")] = 0,
     device: Device = "auto",
     workspace: Workspace = None,
@@ -84,16 +95,24 @@ def predict(
         if sampler is not None:
             check_choice("--sampler", sampler, ("ddim", "ancestral"))
         options = RefineOptions(steps, samples, sampler, refine_threshold, seed)
-        if not refine and options != RefineOptions():
+        structures = tuple(refine_structures.split(",")) if refine_structures else None
+        if not refine and (structures or options != RefineOptions()):
             raise BadInputError(
-                "--samples, --steps, --sampler, --refine-threshold and --seed tell how to refine.", "Add --refine."
+                "--samples, --steps, --sampler, --refine-threshold, --refine-structures and --seed tell how to refine.",
+                "Add --refine.",
             )
-        folds = tuple(parse_fold(text) for text in fold or ("0",))
+        from diffseg_nnunet.pipeline.folds import trained_folds
         from diffseg_nnunet.pipeline.prediction import PredictionRequest
         from diffseg_nnunet.pipeline.prediction import predict as predict_stage
+        from diffseg_nnunet.pipeline.refining import REFINE
 
+        configurations = tuple(configuration or (_FULL,))
+        folds = tuple(parse_fold(text) for text in fold or ())
+        if not folds:
+            folds = trained_folds(project, REFINE if refine else strategy, configurations) or (0,)
+            project.reporter.info(f"folds: {' '.join(map(str, folds))}")
         request = PredictionRequest(
-            configurations=tuple(configuration or (_FULL,)),
+            configurations=configurations,
             folds=folds,
             strategy=strategy,
             mirroring=not no_mirroring,
@@ -101,6 +120,7 @@ def predict(
             probabilities=npz,
             uncertainty=uncertainty,
             refine=options if refine else None,
+            refined_structures=structures,
         )
         failed = predict_stage(project, request, source, output, device)
         project.reporter.info(f"segmentations: {output}")

@@ -32,6 +32,14 @@ def refine(
     ] = None,
     steps: Annotated[int, typer.Option(min=2, help="T: time steps of the diffusion.")] = 10,
     schedule: Annotated[str, typer.Option(help="Noise: cosine, linear_beta or linear_alpha_bar.")] = "cosine",
+    focal_gamma: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            help="γ of the focal loss beside the variational bound; 0: cross entropy, which makes refiners surer of "
+            "what they say.",
+        ),
+    ] = 2.0,
     degrade: Annotated[
         float,
         typer.Option(
@@ -97,7 +105,7 @@ def refine(
                 segmentor=segmentor,
                 segmentor_weight=segmentor_weight,
                 binary=binary,
-                diffusion={"timesteps": steps, "schedule": schedule},
+                diffusion={"timesteps": steps, "schedule": schedule, "focal_gamma": focal_gamma},
                 degrade=degrade,
                 samples=samples,
                 sampling_steps=sampling_steps,

@@ -9,7 +9,7 @@ import typer
 
 from diffseg_nnunet.cli.arguments import STRATEGIES, Configurations, DatasetId, Device, Folds, Workspace
 from diffseg_nnunet.cli.console import open_project
-from diffseg_nnunet.cli.pretrain import OPTIMIZERS
+from diffseg_nnunet.cli.pretrain import OPTIMIZERS, Workers
 
 _KEPT = "Not given: as in the data set's last run, else the default."
 
@@ -33,7 +33,21 @@ def run(
         str | None,
         typer.Option(help=f"fold: each fold's own training cases. all: once, on the images of all cases. {_KEPT}"),
     ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            metavar="BUDGET|all",
+            help=f"Learn from a part of each fold's labels, as in `train`. {_KEPT}",
+            show_default=False,
+        ),
+    ] = None,
+    label_seed: Annotated[
+        int | None, typer.Option(min=0, help=f"Decides which labels a budget holds. {_KEPT}", show_default=False)
+    ] = None,
     optimizer: Annotated[str | None, typer.Option(help=f"Of the training: sgd or adamw. {_KEPT}")] = None,
+    initial_lr: Annotated[
+        float | None, typer.Option(min=0.0, help=f"Initial learning rate of the training. {_KEPT}", show_default=False)
+    ] = None,
     refine: Annotated[
         bool | None,
         typer.Option(
@@ -44,6 +58,7 @@ def run(
     ] = None,
     refine_iterations: Annotated[int | None, typer.Option(min=1, help=f"Refiner's training length. {_KEPT}")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help=f"Seed. {_KEPT}")] = None,
+    workers: Workers = None,
     device: Device = "auto",
     gpu_memory: Annotated[str | None, typer.Option(metavar="auto|GIB", help=f"As in `plan`. {_KEPT}")] = None,
     backbone: Annotated[str | None, typer.Option(help=f"As in `plan`. {_KEPT}")] = None,
@@ -51,7 +66,7 @@ def run(
     spacing: Annotated[
         tuple[float, float, float] | None, typer.Option(metavar="Z Y X", help=f"As in `plan`. {_KEPT}")
     ] = None,
-    unlabeled: Annotated[list[int] | None, typer.Option(metavar="ID", help=f"As in `plan`. {_KEPT}")] = None,
+    unlabeled: Annotated[list[str] | None, typer.Option(metavar="ID ...", help=f"As in `plan`. {_KEPT}")] = None,
     no_test: Annotated[bool, typer.Option("--no-test", help="Do not segment imagesTs at the end.")] = False,
     workspace: Workspace = None,
 ) -> None:
@@ -62,19 +77,21 @@ def run(
     says what was planned, and why.
     """
     with open_project(workspace, dataset_id) as project:
-        from diffseg_nnunet.cli.arguments import check_choice, given, parse_fold
+        from diffseg_nnunet.cli.arguments import check_choice, dataset_ids, given, parse_fold
         from diffseg_nnunet.errors import EXIT_BAD_INPUT
         from diffseg_nnunet.evaluation.tables import summary_table
         from diffseg_nnunet.pipeline.reporting import write_project_report
-        from diffseg_nnunet.pipeline.run import NO_CHECKPOINT, RunRequest
         from diffseg_nnunet.pipeline.run import run as run_stages
+        from diffseg_nnunet.pipeline.run_request import NO_CHECKPOINT, RunRequest
 
         if optimizer is not None:
             check_choice("--optimizer", optimizer, OPTIMIZERS)
-        unlabelled = tuple(unlabeled) if unlabeled else None
+        unlabelled = dataset_ids(unlabeled) or None
         request = RunRequest(
             configurations=tuple(configuration) if configuration else None,
             folds=tuple(parse_fold(text) for text in fold) if fold else None,
+            labels=labels,
+            label_seed=label_seed,
             pretrained=pretrained if pretrained in (None, NO_CHECKPOINT) else pretrained.absolute(),
             strategy=strategy and check_choice("--strategy", strategy, STRATEGIES),
             pretrain_on=pretrain_on and check_choice("--pretrain-on", pretrain_on, ("fold", "all")),
@@ -86,9 +103,10 @@ def run(
                 unlabelled=unlabelled,
             ),
             pretraining=given(iterations=pretrain_iterations, seed=seed),
-            training=given(iterations=iterations, seed=seed, optimizer=optimizer),
+            training=given(iterations=iterations, seed=seed, optimizer=optimizer, initial_lr=initial_lr),
             refine=refine,
             refining=given(iterations=refine_iterations, seed=seed),
+            workers=workers,
             device=device,
             predict_test=not no_test,
         )
@@ -98,7 +116,8 @@ def run(
             project.reporter.console.print(summary_table(evaluation))
             for failure in evaluation.failures:
                 project.reporter.warn(f"{failure.case} was not scored: {failure.reason}")
-        if result.predicted is not None and (command := result.predicted.command(project.id)) is not None:
+        if result.predicted is not None:
+            command = result.predicted.command(project.id, workspace)
             project.reporter.info(f"to predict with what was selected: {command}")
         project.reporter.info(f"manifest: {project.manifest.path}")
         project.reporter.info(f"report: {write_project_report(project)}")

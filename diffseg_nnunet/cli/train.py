@@ -117,7 +117,7 @@ def train(
         time_steps = None if probe_time_steps is None else _time_steps(probe_time_steps)
         chosen = parse_fold(fold)
         if labels is not None:
-            from diffseg_nnunet.cli.labels import fold_of_budget
+            from diffseg_nnunet.pipeline.label_budgets import fold_of_budget
 
             chosen = fold_of_budget(project, configuration, chosen, labels, label_seed)
         from diffseg_nnunet.pipeline.evaluating import evaluate_validation

@@ -36,12 +36,18 @@ class BernoulliSettings:
             ᾱ falling evenly to 0.
         prior_margin: priors are clamped to [margin, 1 - margin] [default]: at 0 and 1 the divergence is infinite.
         focal_weight: of the focal loss beside the variational bound [code].
+        focal_gamma: γ of the focal loss [code]; 0: cross entropy. Near the last time step the bound says next to
+            nothing of y_0, and a focal loss alone is least where a probability is drawn towards 1/2, 0.9 to 0.7
+            (arXiv 2011.09172). That is what refiners need: they learn on cases of which they grow too sure, and
+            without it they were surer, and worse, on others (benchmarks/RESULTS.md, "What a refiner's layers speak
+            of").
     """
 
     timesteps: int = 10
     schedule: BernoulliSchedule = "cosine"
     prior_margin: float = 1e-4
     focal_weight: float = 1.0
+    focal_gamma: float = 2.0
 
     def __post_init__(self) -> None:
         if self.schedule not in BERNOULLI_SCHEDULES:
@@ -52,6 +58,8 @@ class BernoulliSettings:
             raise ValueError(f"prior_margin {self.prior_margin} is not within 0..0.5, both excluded")
         if self.focal_weight < 0:
             raise ValueError(f"focal_weight {self.focal_weight} is negative")
+        if self.focal_gamma < 0:
+            raise ValueError(f"focal_gamma {self.focal_gamma} is negative")
 
     def betas(self) -> Tensor:
         """β of every step: float64, shape (T,), each in (0, 1]."""

@@ -33,10 +33,10 @@ def bernoulli_kl(log_odds: Tensor, other_log_odds: Tensor) -> Tensor:
     return divergence.clamp_min(0)  # rounding alone takes it below
 
 
-def focal_loss(flip_log_odds: Tensor, flip: Tensor) -> Tensor:
-    """(1 - pt)² · BCE with pt = exp(-BCE), in nats, elementwise (arXiv 1708.02002, γ = 2, no α)."""
+def focal_loss(flip_log_odds: Tensor, flip: Tensor, gamma: float) -> Tensor:
+    """(1 - pt)^γ · BCE with pt = exp(-BCE), in nats, elementwise (arXiv 1708.02002, no α); γ = 0 is BCE."""
     entropy = functional.binary_cross_entropy_with_logits(flip_log_odds.float(), flip.float(), reduction="none")
-    return torch.expm1(-entropy).square() * entropy
+    return (-torch.expm1(-entropy)).pow(gamma) * entropy if gamma else entropy
 
 
 def variational_bound(
@@ -78,7 +78,9 @@ def diffusion_loss(
         valid: bool (B, 1, ...), the voxels that count; None for all. A sample without any has loss 0.
     """
     bits = variational_bound(diffusion, flip_log_odds, noisy, clean, prior, t)
-    bits = bits + diffusion.settings.focal_weight * focal_loss(flip_log_odds, exclusive_or(noisy, clean))
+    settings = diffusion.settings
+    focal = focal_loss(flip_log_odds, exclusive_or(noisy, clean), settings.focal_gamma)
+    bits = bits + settings.focal_weight * focal
     if valid is None:
         return bits.flatten(1).mean(1) / _LN2
     count = valid.flatten(1).sum(1) * bits.shape[1]

@@ -51,14 +51,15 @@ def load_predictor(
 
 
 def require_trained(model_folder: Path, folds: Sequence[int | str], checkpoint: str, command: str = "train") -> None:
-    """Raises BadInputError if a fold has no such checkpoint; the message says that `command` trains it."""
+    """Raises BadInputError if a fold has no such checkpoint; the message says that ``diffseg`` with `command` and the
+    fold trains it."""
     for fold in folds:
         path = model_folder / f"fold_{fold}" / checkpoint
         if not path.is_file():
             trained = ", ".join(sorted(p.parent.name for p in model_folder.glob(f"fold_*/{checkpoint}"))) or "none"
             raise BadInputError(
                 f"There is no trained model {path} (trained there: {trained}).",
-                f"Run `diffseg {command}` for fold {fold} first, or choose another with -f, -c or --strategy.",
+                f"Run `diffseg {command} -f {fold}` first, or choose another with -f, -c or --strategy.",
             )
 
 

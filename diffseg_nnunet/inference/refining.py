@@ -16,7 +16,8 @@ from diffseg_nnunet import registry
 from diffseg_nnunet.diffusion.bernoulli import BernoulliDiffusion
 from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.raw_dataset import DATASET_JSON, read_json_object
-from diffseg_nnunet.refinement.logits import refined_logits
+from diffseg_nnunet.refinement.binary import unpack_state
+from diffseg_nnunet.refinement.logits import bounded_logits, refined_logits
 from diffseg_nnunet.refinement.network import REFINER_FORMAT, Refiner, RefinerArchitecture
 from diffseg_nnunet.refinement.sampling import BernoulliSampler, NotFiniteError, refine, uncertain_voxels
 from diffseg_nnunet.training import checkpoint as checkpoints
@@ -130,8 +131,9 @@ class RefiningPredictor(nnUNetPredictor):
             return torch.zeros_like(logits)
         where = uncertain_voxels(prior, self.exclusive, self.options.threshold_bits)
         self.seen_voxels += where.numel()
+        margin = self.diffusion.settings.prior_margin
         if not where.any():
-            return logits
+            return bounded_logits(logits, margin, self.exclusive)
         self.refined_voxels += int(where.sum())
         network, options = self.network, self.options
         # as it was trained, not in the half precision that nnU-Net predicts in
@@ -155,7 +157,6 @@ class RefiningPredictor(nnUNetPredictor):
         except NotFiniteError:
             self._unusable += 1
             return torch.zeros_like(logits)
-        margin = self.diffusion.settings.prior_margin
         return refined_logits(logits, prior, refined.probability, margin, self.exclusive, where)
 
     def _float_format(self, x: Tensor) -> torch.dtype | None:
@@ -201,7 +202,7 @@ def load_refining_predictor(
         RefiningSegmentor(segmentor, refiner),
         plans,
         plans.get_configuration(configuration),
-        [_weights(content) for content in contents],
+        [_weights(content, refiner) for content in contents],
         dataset_json,
         contents[0]["trainer_name"],
         contents[0]["inference_allowed_mirroring_axes"],
@@ -250,8 +251,8 @@ def _read(path: Path) -> Mapping[str, Any]:
     return content
 
 
-def _weights(content: Mapping[str, Any]) -> dict[str, Tensor]:
-    parts = {"segmentor": content["network_weights"], "refiner": content["refiner_weights"]}
+def _weights(content: Mapping[str, Any], refiner: Refiner) -> dict[str, Tensor]:
+    parts = {"segmentor": content["network_weights"], "refiner": unpack_state(refiner, content["refiner_weights"])}
     return {f"{part}.{key}": tensor for part, weights in parts.items() for key, tensor in weights.items()}
 
 

@@ -13,6 +13,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.inference.sliding_window_prediction import compute_gaussian
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
+from torch.nn.parallel import DistributedDataParallel
 
 from diffseg_nnunet.atomic import remove_leftovers
 from diffseg_nnunet.errors import BadInputError, StageFailedError
@@ -75,7 +76,8 @@ def predictor_of(
     """A predictor with what a trainer knows; nnU-Net's own and the trained network, unless others are given."""
     predictor = predictor or nnUNetPredictor(device=trainer.device, allow_tqdm=False)
     if network is None:
-        network = trainer.network.module if trainer.is_ddp else trainer.network
+        wrapped = isinstance(trainer.network, DistributedDataParallel)  # refiners and their segmentors are not
+        network = trainer.network.module if wrapped else trainer.network
     predictor.manual_initialization(
         network,
         plans_to_predict_with(trainer.plans_manager, network),

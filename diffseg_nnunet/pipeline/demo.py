@@ -15,7 +15,8 @@ from diffseg_nnunet.pipeline import prediction
 from diffseg_nnunet.pipeline.evaluating import evaluate
 from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.pipeline.reporter import Reporter
-from diffseg_nnunet.pipeline.run import RunRequest, run
+from diffseg_nnunet.pipeline.run import run
+from diffseg_nnunet.pipeline.run_request import RunRequest
 from diffseg_nnunet.planning.hardware import worker_count
 from diffseg_nnunet.report.pictures import overlay_png
 from diffseg_nnunet.workspace import Workspace

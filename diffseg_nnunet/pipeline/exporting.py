@@ -12,8 +12,9 @@ from diffseg_nnunet import registry
 from diffseg_nnunet.atomic import write_file
 from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.inference.one_plan import require_one_plan
-from diffseg_nnunet.pipeline.label_budgets import budget_folds
+from diffseg_nnunet.pipeline.folds import trained_folds
 from diffseg_nnunet.pipeline.project import Project
+from diffseg_nnunet.pipeline.selection import folds_named
 from diffseg_nnunet.pipeline.starting import FINAL, Fold
 from diffseg_nnunet.planning.section import PLANS_NAME
 
@@ -29,7 +30,7 @@ def export_stock(
     The network is stock nnU-Net's already, so only the trainer's name changes; the optimiser's state is left out.
 
     Args:
-        folds: None: all that are trained, but for those of label budgets, which are trained on a part of the labels.
+        folds: None: those of :func:`trained_folds`.
 
     Returns:
         The folds in the zip.
@@ -47,8 +48,7 @@ def export_stock(
         raise BadInputError(f"{target} does not end in .zip.", "Give --stock OUT.zip.")
     folder = project.model_folder(strategy, configuration)
     trained = sorted(path.parent.name for path in folder.glob(f"fold_*/{FINAL}"))
-    budgets = {f"fold_{fold}" for fold in budget_folds(project)}
-    chosen = [f"fold_{fold}" for fold in folds] if folds else [name for name in trained if name not in budgets]
+    chosen = [f"fold_{fold}" for fold in folds or trained_folds(project, strategy, (configuration,))]
     missing = [name for name in chosen if name not in trained]
     if missing or not chosen:
         but, way = "", ""
@@ -62,6 +62,13 @@ def export_stock(
     root = f"{project.name}/{STOCK_TRAINER}__{PLANS_NAME}__{configuration}"
     write_file(target, lambda path: _write_zip(path, folder, root, chosen))
     return chosen
+
+
+def postprocessing_of(project: Project, configuration: str, strategy: str, folds: Sequence[str]) -> Path | None:
+    """What a selection has chosen for these folds (``fold_0``, …) together; None where none was made."""
+    numbers = folds_named([fold.removeprefix("fold_") for fold in folds])
+    path = project.model_folder(strategy, configuration) / f"crossval_results_{numbers}" / "postprocessing.pkl"
+    return path if path.is_file() else None
 
 
 def _write_zip(path: Path, folder: Path, root: str, folds: Sequence[str]) -> None:

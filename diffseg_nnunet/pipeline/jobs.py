@@ -79,6 +79,9 @@ class Job:
         """Raises BadInputError if the weights cannot be started from."""
         refuse_misfit(self.project, self.trainer, self.configuration, self.settings, self.weights, self.adapts)
 
+    def prepare(self, trainer: Any) -> None:
+        """Tell a new trainer what its plan and its settings do not."""
+
     def start(self, trainer: Any) -> None:
         """Give an initialised trainer the weights."""
         start(self.project, self.configuration, trainer, self.weights, self.adapts)
@@ -132,7 +135,7 @@ def _run_as_first(job: Job, resume: bool, gib: float) -> bool:
     if not isinstance(job, PretrainingJob):  # whose checkpoints hold their plans, and are used alone
         _set_other_plans_aside(job)
     watched = gpu_memory_watched(gpu_of(job.device), gib, project.id, project.reporter.warn)
-    discard = partial(_set_aside, project, job.folder)
+    discard = partial(_set_aside, project, job.folder, _changed_settings(job))
     running = project.manifest.running(job.stage, job.inputs, job.noted, discard)
     with watched, running as run, project.log(job.stage.replace("/", "_")):
         remove_leftovers(job.folder)
@@ -146,6 +149,7 @@ def _train(job: Job) -> dict[str, Any]:
     trainer = _build_trainer(job)
     try:
         trainer.apply(job.settings)
+        job.prepare(trainer)
         trainer.progress = lambda done, total, news: job.project.reporter.progress(job.stage, done, total, news)
         if _start_or_resume(job, trainer) != FINAL:
             trainer.run_training()
@@ -183,12 +187,24 @@ def _start_or_resume(job: Job, trainer: Any) -> str | None:
     return resume
 
 
-def _set_aside(project: Project, folder: Path) -> None:
-    """Results of other inputs are renamed, not overwritten: they may be hours of work."""
+def _changed_settings(job: Job) -> str:
+    """What the stage was done with before, and is not now, in words."""
+    before = job.project.manifest.stage(job.stage).get("settings") or {}
+    changed = [name for name in job.noted if name in before and before[name] != job.noted[name]]
+    return ", ".join(f"{name} {before[name]}, now {job.noted[name]}" for name in changed)
+
+
+def _set_aside(project: Project, folder: Path, changed: str = "") -> None:
+    """Results of other inputs are renamed, not overwritten: they may be hours of work.
+
+    Args:
+        changed: settings, in words.
+    """
     if folder.exists() and any(folder.iterdir()):
         kept = folder.with_name(f"superseded_{folder.name}_{datetime.now():%Y%m%d-%H%M%S}")
         folder.rename(kept)
-        project.reporter.warn(f"the earlier {folder.name}, of other data, plan or settings, is kept as {kept}")
+        other = f"settings ({changed})" if changed else "data, plan or settings"
+        project.reporter.warn(f"the earlier {folder.name}, of other {other}, is kept as {kept}")
     elif folder.exists():
         shutil.rmtree(folder)
 

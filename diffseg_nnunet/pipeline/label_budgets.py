@@ -17,6 +17,7 @@ from diffseg_nnunet.budgets.budget import LabelBudget
 from diffseg_nnunet.budgets.draws import draw_slices, seeded_order
 from diffseg_nnunet.budgets.folds import LABEL_BUDGETS, BudgetFold, read_budget_folds, write_budget_folds
 from diffseg_nnunet.errors import BadInputError
+from diffseg_nnunet.pipeline.preprocessing import require_preprocessed
 from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.pipeline.splits import check_fold, ensure_splits, read_splits
 from diffseg_nnunet.raw_dataset import SPLITS_FILE, values_of_labels
@@ -47,6 +48,26 @@ def base_fold(project: Project, configuration: str, fold: Fold) -> Fold:
     return fold if budget is None else budget.base
 
 
+def check_budget(project: Project, fold: Fold, labels: str) -> LabelBudget:
+    """The budget, if it is one and can be drawn from the fold, as far as can be told before preprocessing.
+
+    Raises:
+        BadInputError: it is no budget; the fold is "all" or a budget itself.
+    """
+    budget = LabelBudget.parse(labels)
+    if fold == "all":
+        raise BadInputError(
+            "A label budget is drawn from a fold's training cases, and 'all' leaves none to validate on.",
+            "Give a fold with -f.",
+        )
+    if (own := budget_folds(project).get(int(fold))) is not None:
+        raise BadInputError(
+            f"Fold {fold} of {project.name} is itself a label budget, {own.labels} of fold {own.base}.",
+            f"Draw from fold {own.base}.",
+        )
+    return budget
+
+
 def draw_budget(project: Project, configuration: str, fold: Fold, labels: str, seed: int = 0) -> BudgetFold:
     """The fold that is a label budget of `fold`, made and recorded if it is not there yet.
 
@@ -64,21 +85,11 @@ def draw_budget(project: Project, configuration: str, fold: Fold, labels: str, s
         BadInputError: it is no budget; the fold does not exist, is "all" or a budget itself; the budget exceeds what
             there is.
     """
-    budget = LabelBudget.parse(labels)
-    if fold == "all":
-        raise BadInputError(
-            "A label budget is drawn from a fold's training cases, and 'all' leaves none to validate on.",
-            "Give a fold with -f.",
-        )
+    budget = check_budget(project, fold, labels)
     check_fold(project, configuration, fold)
     with FileLock(project.preprocessed / f"{LABEL_BUDGETS}.lock"):
         splits = ensure_splits(project, configuration)
         known = read_budget_folds(project.preprocessed, splits)
-        if (own := known.get(int(fold))) is not None:
-            raise BadInputError(
-                f"Fold {fold} of {project.name} is itself a label budget, {own.labels} of fold {own.base}.",
-                f"Draw from fold {own.base}.",
-            )
         for one in known.values():
             if (one.base, one.labels, one.seed) == (int(fold), str(budget), seed):
                 return one
@@ -89,6 +100,21 @@ def draw_budget(project: Project, configuration: str, fold: Fold, labels: str, s
         splits.append({"train": list(drawn.train), "val": list(drawn.val)})
         write_json(project.preprocessed / SPLITS_FILE, splits)
     return drawn
+
+
+def fold_of_budget(project: Project, configuration: str, fold: Fold, labels: str, seed: int) -> int:
+    """The number of what :func:`draw_budget` draws, with a word on what it holds."""
+    require_preprocessed(project, configuration)
+    drawn = draw_budget(project, configuration, fold, labels, seed)
+    cases = f"{len(drawn.train)} of {len(drawn.train) + len(drawn.unlabelled)} training cases"
+    slices = "" if drawn.slices is None else f"{sum(map(len, drawn.slices.values()))} slices in "
+    voxels = f"{drawn.budget.amount:g} % of the voxels of " if drawn.budget.kind == "voxels" else ""
+    project.reporter.info(
+        f"fold {drawn.fold} is {drawn.labels} of fold {drawn.base}, label seed {drawn.seed}: {slices}{voxels}{cases}"
+    )
+    if drawn.missing:
+        project.reporter.warn(f"fold {drawn.fold} has no label of {', '.join(drawn.missing)}")
+    return drawn.fold
 
 
 class _Labels:

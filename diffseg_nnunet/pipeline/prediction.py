@@ -70,15 +70,23 @@ class PredictionRequest:
         """The registered name of the trainer whose models are predicted with."""
         return self.strategy if self.refine is None else REFINE
 
-    def command(self, dataset_id: int) -> str | None:
-        """The command line that predicts so; None where there is none, of structures that are refined in part."""
-        if self.refined_structures is not None:
-            return None
+    def command(self, dataset_id: int, workspace: Path | None = None) -> str:
+        """The command line that predicts so.
+
+        Args:
+            workspace: as it was given.
+        """
         words = ["diffseg", "predict", "-d", dataset_id, "-i", "IMAGES", "-o", "OUTPUT", "--strategy", self.strategy]
         words += ["-c", *self.configurations, "-f", *self.folds]
         if self.postprocessing is not None:
             words += ["--postprocessing", self.postprocessing]
-        return shlex.join(map(str, words + (["--refine"] if self.refine is not None else [])))
+        if self.refine is not None:
+            words.append("--refine")
+        if self.refined_structures is not None:
+            words += ["--refine-structures", ",".join(self.refined_structures)]
+        if workspace is not None:
+            words += ["--workspace", workspace]
+        return shlex.join(map(str, words))
 
 
 def input_cases(folder: Path, file_ending: str, channel_count: int) -> tuple[list[Case], list[FailedCase]]:

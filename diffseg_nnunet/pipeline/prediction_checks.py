@@ -12,7 +12,7 @@ from diffseg_nnunet.inference.refining import read_refiners
 from diffseg_nnunet.inference.uncertainty import READER
 from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.pipeline.refining import REFINE
-from diffseg_nnunet.raw_dataset import read_json_object
+from diffseg_nnunet.raw_dataset import DATASET_JSON, read_json_object
 from diffseg_nnunet.training.checkpoint import file_digest
 from diffseg_nnunet.training.refining import RefinementSettings
 
@@ -25,23 +25,28 @@ def require_models(project: Project, request: PredictionRequest) -> None:
     unrefined of it, or of the stages of the cascade before it."""
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+    def required(trainer: str, configuration: str) -> None:
+        model, kind = project.model_folder(trainer, configuration), "refine" if trainer == REFINE else "train"
+        command = f"{kind} {project.id} -c {configuration} --strategy {request.strategy}"
+        require_trained(model, request.folds, request.checkpoint, command)
+        require_one_plan(model, request.folds, request.checkpoint)
+
     for configuration in request.configurations:
         for trainer in (request.trainer, request.strategy) if request.refined_structures else (request.trainer,):
-            model = project.model_folder(trainer, configuration)
-            require_trained(model, request.folds, request.checkpoint, REFINE if trainer == REFINE else "train")
-            require_one_plan(model, request.folds, request.checkpoint)
+            required(trainer, configuration)
         model = project.model_folder(request.trainer, configuration)
         stages = PlansManager(read_json_object(model / "plans.json"))
         before = stages.get_configuration(configuration).previous_stage_name
         while before is not None:
-            require_trained(project.model_folder(request.strategy, before), request.folds, request.checkpoint)
-            require_one_plan(project.model_folder(request.strategy, before), request.folds, request.checkpoint)
+            required(request.strategy, before)
             before = stages.get_configuration(before).previous_stage_name
 
 
 def check_refiners(project: Project, request: PredictionRequest) -> None:
     """Raises BadInputError if refiners cannot predict together or as asked, or one belongs to the segmentor of another
     strategy; warns of one that has changed."""
+    if request.refined_structures is not None:
+        _require_structures(project, request)
     for configuration in request.configurations:
         refiners = read_refiners(
             project.model_folder(REFINE, configuration), request.folds, request.checkpoint, request.refine
@@ -66,6 +71,23 @@ def check_refiners(project: Project, request: PredictionRequest) -> None:
                     f"the refiner of {configuration}, fold {fold}, has another segmentor than {now}, and predicts with "
                     "its own"
                 )
+
+
+def _require_structures(project: Project, request: PredictionRequest) -> None:
+    """Raises BadInputError if structures that are to be refined are none of the model's, or cannot be taken alone."""
+    if len(request.configurations) > 1:
+        raise BadInputError(
+            "--refine-structures takes structures of one configuration, not of an ensemble.", "Give one with -c."
+        )
+    dataset_json = read_json_object(project.model_folder(REFINE, request.configurations[0]) / DATASET_JSON)
+    known = [name for name in dataset_json["labels"] if name not in ("background", "ignore")]
+    if unknown := [name for name in request.refined_structures if name not in known]:
+        raise BadInputError(f"{project.name} has no structure '{unknown[0]}'.", f"Choose of: {', '.join(known)}.")
+    if "regions_class_order" in dataset_json:
+        raise BadInputError(
+            f"The labels of {project.name} are regions, which overlap: they are refined together.",
+            "Leave out --refine-structures.",
+        )
 
 
 def require_maps(request: PredictionRequest, model: Path) -> None:

@@ -14,12 +14,13 @@ from diffseg_nnunet.evaluation.statistics import ALL_STRUCTURES, mean_with_inter
 from diffseg_nnunet.inference.folders import SEGMENTOR_ALONE
 from diffseg_nnunet.pipeline.evaluating import evaluate_validation
 from diffseg_nnunet.pipeline.project import Project
+from diffseg_nnunet.pipeline.refined_crossval import RefinedCrossval, refined_crossval
 from diffseg_nnunet.pipeline.refining import REFINE
 from diffseg_nnunet.pipeline.selection import folds_named
 from diffseg_nnunet.pipeline.starting import FINAL, Fold
 from diffseg_nnunet.training.checkpoint import file_digest
 
-_TEST = "Wilcoxon signed-rank, Holm over structures; better than its segmentor alone"
+_TEST = "Wilcoxon signed-rank, Holm over structures; better than its segmentor alone; postprocessed"
 _DECIMALS = 9  # equal scores may differ in the last bit
 
 
@@ -80,10 +81,12 @@ class RefinerSelection:
     Attributes:
         structures: those that the refiner is used for; of regions, which overlap, all or none.
         comparisons: one a structure, and that of the mean over structures last.
+        crossval: the validation cases with these structures refined, and postprocessed; None without any.
     """
 
     structures: tuple[str, ...]
     comparisons: tuple[Comparison, ...]
+    crossval: RefinedCrossval | None
 
     @property
     def complete(self) -> bool:
@@ -127,7 +130,7 @@ def compare(
 def _comparison(
     structure: str, before: dict[str, float], after: dict[str, float], alone: dict[str, float] | None
 ) -> Comparison:
-    cases = sorted(before.keys() & after.keys())
+    cases = sorted(before.keys() & after.keys() & (before if alone is None else alone).keys())
     one, other = (np.array([scores[case] for case in cases], float) for scores in (before, after))
     differences = np.round(other - one, _DECIMALS)
     gain = mean_with_interval(differences)
@@ -193,11 +196,20 @@ def select_refiner(project: Project, configuration: str, folds: Sequence[Fold], 
             alone = [evaluate_validation(project, REFINE, configuration, fold, SEGMENTOR_ALONE) for fold in folds]
         with project.manifest.running(stage, inputs, {"folds": list(folds)}) as run:
             comparisons = compare(before, after, alone)
-            run.outputs["structures"] = list(chosen(comparisons, overlapping))
+            structures = chosen(comparisons, overlapping)
+            run.outputs["structures"] = list(structures)
             run.outputs["comparisons"] = [asdict(each) for each in comparisons]
+            run.outputs["crossval"] = None
+            if structures:
+                partly = None if len(structures) == len(comparisons) - 1 else structures
+                with project.log("select"):
+                    crossval = refined_crossval(project, configuration, folds, strategy, partly)
+                run.outputs["crossval"] = crossval.to_json(project.workspace.results)
     outputs = project.manifest.stage(stage)["outputs"]
     selection = RefinerSelection(
-        tuple(outputs["structures"]), tuple(Comparison(**each) for each in outputs["comparisons"])
+        tuple(outputs["structures"]),
+        tuple(Comparison(**each) for each in outputs["comparisons"]),
+        RefinedCrossval.from_json(outputs["crossval"], project.workspace.results),
     )
     for comparison in selection.comparisons[:-1]:
         project.reporter.info(f"{configuration}, {comparison}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -9,21 +10,25 @@ from typing import Any, ClassVar
 from diffseg_nnunet import registry
 from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.inference.export import is_exported
+from diffseg_nnunet.inference.folders import VALIDATION
 from diffseg_nnunet.inference.predictor import require_trained
 from diffseg_nnunet.pipeline.device import prepare_device
 from diffseg_nnunet.pipeline.evaluating import not_scorable
 from diffseg_nnunet.pipeline.jobs import Job, run_job
 from diffseg_nnunet.pipeline.preprocessing import require_preprocessed
 from diffseg_nnunet.pipeline.project import Project
-from diffseg_nnunet.pipeline.stages import fold_cases, stage_inputs
+from diffseg_nnunet.pipeline.stages import fold_cases, previous_stage_folder, previous_stage_inputs, stage_inputs
 from diffseg_nnunet.pipeline.starting import FINAL, Fold, preprocessed_otherwise
 from diffseg_nnunet.planning.section import diffseg_section, stage_plan
 from diffseg_nnunet.refinement.network import HEADS, REFINER_FORMAT
 from diffseg_nnunet.refinement.sizing import WIDTHS
 from diffseg_nnunet.training import checkpoint as checkpoints
+from diffseg_nnunet.training import processes
 from diffseg_nnunet.training.checkpoint import file_digest
 from diffseg_nnunet.training.refining import RefinementSettings
 
+SAMPLING = ("samples", "sampling_steps", "sampler")
+"""The settings that say how cases are refined, and nothing of the training."""
 REFINE = "refine"
 """The trainer's registered name, and the stage's."""
 _TOO_SURE = (
@@ -65,8 +70,7 @@ def refine(
     """
     if width is not None and (width < 1 or width % HEADS):
         raise BadInputError(f"--width {width} is no multiple of {HEADS}.", f"Give {', '.join(map(str, WIDTHS))}.")
-    if (why := not_scorable(project)) is not None:
-        raise BadInputError(f"Whether a refiner helps could not be told: {why}", "Convert the images, and train again.")
+    require_scorable(project)
     device = prepare_device(device_name)
     plans = project.plans()
     planned = stage_plan(plans, configuration, "training")
@@ -81,7 +85,9 @@ def refine(
         "format": REFINER_FORMAT,
         "width": width,
         "budget_gib": diffseg_section(plans)["memory"]["budget_gib"],
+        **previous_stage_inputs(project, configuration, cases, strategy),
     }
+    inputs["settings"] = {name: value for name, value in inputs["settings"].items() if name not in SAMPLING}
     folder = project.model_folder(REFINE, configuration) / f"fold_{fold}"
     stage = f"{REFINE}/{configuration}/fold_{fold}"
     job = RefiningJob(
@@ -91,6 +97,28 @@ def refine(
         job = _fitted(job, width)
         project.reporter.info(_TOO_SURE)
     return run_job(job, resume)
+
+
+def require_scorable(project: Project) -> None:
+    """Raises BadInputError if segmentations of the data set cannot be scored."""
+    if (why := not_scorable(project)) is not None:
+        raise BadInputError(f"Whether a refiner helps could not be told: {why}", "Convert the images, and train again.")
+
+
+def is_refined(project: Project, configuration: str, fold: Fold) -> bool:
+    """Whether the fold has a refiner, of whatever settings."""
+    return project.manifest.stage(f"{REFINE}/{configuration}/fold_{fold}").get("status") == "finished"
+
+
+def require_fit(project: Project, configuration: str, width: int | None = None, **settings: Any) -> None:
+    """Raises BadInputError if no refiner of the configuration fits the plan's budget."""
+    _fit(project, configuration, RefinementSettings(**settings), width)
+
+
+def _fit(project: Project, configuration: str, settings: RefinementSettings, width: int | None) -> Any:
+    plans = project.plans()
+    planner = registry.load("planners", diffseg_section(plans)["backbone"])
+    return planner.fit_refiner(plans, configuration, project.dataset_json(), settings, width)
 
 
 def require_plain(strategy: str) -> None:
@@ -105,7 +133,7 @@ def require_plain(strategy: str) -> None:
 def _finished_fold(project: Project, strategy: str, configuration: str, fold: Fold) -> Path:
     require_plain(strategy)
     model = project.model_folder(strategy, configuration)
-    require_trained(model, [fold], FINAL)
+    require_trained(model, [fold], FINAL, f"train {project.id} -c {configuration} --strategy {strategy}")
     folder, ending = model / f"fold_{fold}", project.dataset_json()["file_ending"]
     missing = [
         case
@@ -122,9 +150,8 @@ def _finished_fold(project: Project, strategy: str, configuration: str, fold: Fo
 
 def _fitted(job: RefiningJob, width: int | None) -> RefiningJob:
     """The job with a refiner and a batch that fit the plan's budget."""
-    project, plans = job.project, job.project.plans()
-    planner = registry.load("planners", diffseg_section(plans)["backbone"])
-    fitted = planner.fit_refiner(plans, job.configuration, project.dataset_json(), job.settings, width)
+    project = job.project
+    fitted = _fit(project, job.configuration, job.settings, width)
     gib, asked = fitted.memory.total_gib, job.settings
     project.reporter.info(
         f"refiner with {fitted.width} channels, batches of {fitted.batch_size}: {gib:.1f} GiB by prediction"
@@ -176,6 +203,31 @@ class RefiningJob(Job):
             project.reporter.warn(
                 f"{self.weights} was trained on fold {fold}: it may know the validation cases of {self.folder.name}"
             )
+
+    def is_finished(self) -> bool:
+        return super().is_finished() and not self._is_sampled_otherwise()
+
+    def _is_sampled_otherwise(self) -> bool:
+        """Whether its validation was refined by other samples or steps than are asked for."""
+        noted = self.project.manifest.stage(self.stage).get("settings", {})
+        return any(noted.get(name) != getattr(self.settings, name) for name in SAMPLING)
+
+    def prepare(self, trainer: Any) -> None:
+        self._sample_anew()
+        # nnU-Net would look for it among refiners: the segmentor reads what its own first stage says
+        folder = previous_stage_folder(self.project, self.configuration, self.record["strategy"])
+        trainer.folder_with_segs_from_previous_stage = folder and str(folder)
+
+    def _sample_anew(self) -> None:
+        """Where a finished refiner is to sample otherwise: its validation goes, and is made again without training."""
+        if processes.rank() > 0 or not self.final.is_file():
+            return
+        content = checkpoints.load_safely(self.final)
+        if all(content["settings"][name] == getattr(self.settings, name) for name in SAMPLING):
+            return
+        for name in (VALIDATION, f"{VALIDATION}_report"):
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+        checkpoints.save(self.final, {**content, "settings": self.settings.to_json()})  # what predictions go by
 
     def start(self, trainer: Any) -> None:
         content = checkpoints.load_safely(self.weights)

@@ -165,11 +165,22 @@ def training_inputs(
     inputs = stage_inputs(project, configuration, cases, settings) | {"strategy": strategy}
     if (budget := budget_of(project, configuration, fold)) is not None:
         inputs["labels"] = budget.to_json()
-    if (previous := project.configuration(configuration).previous_stage_name) is not None:
-        folder = project.model_folder(strategy, previous) / "predicted_next_stage" / configuration
-        read = {case: folder / f"{case}.b2nd" for part in ("train", "val") for case in cases[part]}
-        inputs["previous_stage"] = {case: file_digest(path) if path.is_file() else None for case, path in read.items()}
-    return inputs
+    return inputs | previous_stage_inputs(project, configuration, cases, strategy)
+
+
+def previous_stage_folder(project: Project, configuration: str, strategy: str) -> Path | None:
+    """Where a cascade's later stage finds what its first says of training cases; None of what is no later stage."""
+    previous = project.configuration(configuration).previous_stage_name
+    return previous and project.model_folder(strategy, previous) / "predicted_next_stage" / configuration
+
+
+def previous_stage_inputs(project: Project, configuration: str, cases: dict, strategy: str) -> dict[str, Any]:
+    """What a cascade's later stage depends on of its first; nothing of other configurations."""
+    folder = previous_stage_folder(project, configuration, strategy)
+    if folder is None:
+        return {}
+    read = {case: folder / f"{case}.b2nd" for part in ("train", "val") for case in cases[part]}
+    return {"previous_stage": {case: file_digest(path) if path.is_file() else None for case, path in read.items()}}
 
 
 def fold_cases(project: Project, configuration: str, fold: Fold) -> dict[str, list[str]]:

@@ -2,8 +2,8 @@
 
 Bi-Real Net (arXiv 1808.00278) and ReActNet (arXiv 2003.03488), as HiDiff uses them (methods.md 3.3). A binary weight is
 ``sign(W) · mean |W|`` per output channel, a binary activation ``sign(x)``; sign is 1 at 0, so that every weight and
-every activation is one bit. Training keeps the real W behind the signs; what is stored for inference is the bits. They
-save storage and no time: PyTorch multiplies ±1 like any other number.
+every activation is one bit. Training keeps the real W behind the signs; a checkpoint's weights for inference are the
+bits. They save storage and no time: PyTorch multiplies ±1 like any other number.
 """
 
 from __future__ import annotations
@@ -139,12 +139,16 @@ def pack_state(network: nn.Module) -> dict[str, Tensor]:
 def unpack_state(network: nn.Module, packed: dict[str, Tensor]) -> dict[str, Tensor]:
     """A state dict that `network` loads, of what :func:`pack_state` gave for one of its kind; outputs are the same.
 
+    Layers whose weights are there as they are in training keep them.
+
     Raises:
         KeyError: the bits or scales of a binary layer are missing.
         ValueError: they are those of another shape.
     """
     state = dict(packed)
     for name, layer in _binary_layers(network).items():
+        if f"{name}.weight" in state:
+            continue
         bits, scale = state.pop(f"{name}.{_SIGNS}"), state.pop(f"{name}.{_SCALE}")
         state[f"{name}.weight"] = unpack(bits, scale, tuple(layer.weight.shape))
     return state

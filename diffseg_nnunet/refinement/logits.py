@@ -11,17 +11,16 @@ from torch import Tensor
 def refined_logits(
     logits: Tensor, probability: Tensor, refined: Tensor, margin: float, exclusive: bool, where: Tensor
 ) -> Tensor:
-    """Logits of the refined probabilities where voxels were refined, the segmentor's everywhere else.
+    """Logits of the refined probabilities where voxels were refined, the segmentor's, bounded, everywhere else.
 
-    Windows and folds are averaged by their logits, so all voxels that were refined are on one scale: that of
-    probabilities within [margin, 1 - margin], whose log-odds are at most log((1 - margin) / margin), 9.2 of the default
-    margin. The segmentor's own go to 20 and 40; unbounded, one window in which refining changed nothing would outvote
-    all others.
+    Windows and folds are averaged by their logits, so all voxels are on one scale: that of probabilities within
+    [margin, 1 - margin], whose log-odds are at most log((1 - margin) / margin), 9.2 of the default margin. The
+    segmentor's own go to 20 and 40; unbounded, one window that was not refined, or in which refining changed nothing,
+    would outvote all others.
 
     Where the clamp of the priors is all that changed (no finding), they are the segmentor's logits, bounded to that
-    scale: those within it to the last bit, and no voxel's label changes. Elsewhere they are those of the refined
-    probabilities, clamped. Of exclusive classes logits are defined up to a constant, so log-probabilities may stand
-    beside the segmentor's.
+    scale (:func:`bounded_logits`). Elsewhere they are those of the refined probabilities, clamped. Of exclusive
+    classes logits are defined up to a constant, so log-probabilities may stand beside the segmentor's.
 
     Args:
         logits: of the segmentor, (B, K, ...).
@@ -40,10 +39,11 @@ def refined_logits(
     changed = where & ((refined - unchanged).abs().amax(1, keepdim=True) > margin / 10)
     clamped = refined.clamp(margin, 1 - margin)
     found = clamped.log() if exclusive else clamped.logit()
-    kept = torch.where(where, _bounded(logits, math.log((1 - margin) / margin), exclusive), logits)
-    return torch.where(changed, found.to(logits.dtype), kept)
+    return torch.where(changed, found.to(logits.dtype), bounded_logits(logits, margin, exclusive))
 
 
-def _bounded(logits: Tensor, most: float, exclusive: bool) -> Tensor:
-    """Log-odds of at most `most`, of the most probable class to each other one or of each region."""
+def bounded_logits(logits: Tensor, margin: float, exclusive: bool) -> Tensor:
+    """The logits, with log-odds of at most log((1 - margin) / margin), of the most probable class to each other one or
+    of each region: those within to the last bit, and no voxel's label changes."""
+    most = math.log((1 - margin) / margin)
     return logits.maximum(logits.amax(1, keepdim=True) - most) if exclusive else logits.clamp(-most, most)

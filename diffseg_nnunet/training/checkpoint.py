@@ -33,14 +33,25 @@ def save(path: Path | str, checkpoint: dict[str, Any]) -> None:
 
 
 def on_cpu(value: Any) -> Any:
-    """The same, with all tensors detached and on the CPU."""
-    if isinstance(value, Tensor):
-        return value.detach().cpu()
-    if isinstance(value, dict):
-        return {key: on_cpu(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(on_cpu(entry) for entry in value)
-    return value
+    """The same, with all tensors detached and on the CPU; one that stands there twice stays one, as in nnU-Net's
+    networks, whose state dicts name a weight up to four times."""
+    moved: dict[tuple, Tensor] = {}
+
+    def move(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            if value.device.type == "cpu" or not value.numel():
+                return value.detach().cpu()
+            seen = (value.device, value.data_ptr(), value.dtype, value.shape, value.stride())
+            if seen not in moved:
+                moved[seen] = value.detach().cpu()
+            return moved[seen]
+        if isinstance(value, dict):
+            return {key: move(entry) for key, entry in value.items()}
+        if isinstance(value, (list, tuple)):
+            return type(value)(move(entry) for entry in value)
+        return value
+
+    return move(value)
 
 
 def load_safely(path: Path | str, mmap: bool = False) -> dict[str, Any]:

@@ -241,6 +241,7 @@ def test_draws_repeat_with_the_seed_and_carry_no_gradient() -> None:
         ({"timesteps": 1}, "1 time steps are fewer than two"),
         ({"prior_margin": 0.0}, "prior_margin 0.0 is not within"),
         ({"focal_weight": -1.0}, "focal_weight -1.0 is negative"),
+        ({"focal_gamma": -2.0}, "focal_gamma -2.0 is negative"),
     ],
 )
 def test_settings_that_cannot_be(changes: dict[str, object], message: str) -> None:

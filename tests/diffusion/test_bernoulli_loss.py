@@ -54,24 +54,59 @@ def test_bound_is_the_divergence_of_the_posteriors_and_the_likelihood_at_the_end
     torch.testing.assert_close(found[0].double(), likelihood, atol=1e-5, rtol=1e-4)
 
 
-def test_focal_loss_is_the_formula() -> None:
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+def test_focal_loss_is_the_formula(gamma: float) -> None:
     log_odds, noisy, clean, _ = scene()
     flip = exclusive_or(noisy, clean).double()
     right = torch.where(flip == 1, log_odds.double().sigmoid(), 1 - log_odds.double().sigmoid())
-    expected = (1 - right).square() * -right.log()
-    torch.testing.assert_close(focal_loss(log_odds, flip).double(), expected, atol=1e-6, rtol=1e-4)
+    expected = (1 - right) ** gamma * -right.log()
+    torch.testing.assert_close(focal_loss(log_odds, flip, gamma).double(), expected, atol=1e-6, rtol=1e-4)
 
 
 def test_loss_is_the_mean_in_bits() -> None:
     process, t = diffusion(focal_weight=0.5), torch.arange(T)
     log_odds, noisy, clean, prior = scene()
     nats = variational_bound(process, log_odds, noisy, clean, prior, t)
-    nats = nats + 0.5 * focal_loss(log_odds, exclusive_or(noisy, clean))
+    nats = nats + 0.5 * focal_loss(log_odds, exclusive_or(noisy, clean), process.settings.focal_gamma)
     found = diffusion_loss(process, log_odds, noisy, clean, prior, t)
     torch.testing.assert_close(found, nats.mean((1, 2, 3)) / math.log(2))
     # a coin that cannot be foreseen costs one bit at the last step
     one_bit = diffusion_loss(diffusion(focal_weight=0), 0 * log_odds, noisy, clean, prior, t)[0]
     assert one_bit.item() == pytest.approx(1, abs=1e-6)
+
+
+def expected_slope(process: BernoulliDiffusion, said: Tensor, truth: Tensor, t: Tensor, seed: int = 0) -> Tensor:
+    """Gradient by the log-odds of P(y_0 = 1), where it is `said` and truly is `truth`, of the expected loss; of each
+    time step, over y_t and priors."""
+    _, noisy, _, prior = scene((len(t), 1, 8, 8), seed)
+    flip = exclusive_or(noisy, said).logit().requires_grad_()
+    ones, zeros = torch.ones_like(noisy), torch.zeros_like(noisy)
+    loss = sum(
+        share * diffusion_loss(process, flip, noisy, clean, prior, t).sum()
+        for share, clean in ((truth, ones), (1 - truth, zeros))
+    )
+    (slope,) = torch.autograd.grad(loss, flip)
+    return torch.where(noisy == 1, -slope, slope) * noisy[0].numel()
+
+
+@pytest.mark.parametrize("truth", [0.02, 0.3, 0.9])
+def test_with_cross_entropy_the_first_and_the_last_step_ask_for_the_posterior(truth: float) -> None:
+    """In between the bound asks for what makes the step right: y_{t-1}'s posterior is not linear in y_0's."""
+    process, t = diffusion(focal_gamma=0), torch.tensor([0, T - 1])
+    for said, sign in ((truth, 0), (truth - 0.01, -1), (truth + 0.01, 1)):
+        slope = expected_slope(process, torch.tensor(said), torch.tensor(truth), t)
+        if sign:
+            assert (slope.sign() == sign).all()
+        else:
+            assert slope.abs().max() < 2e-3
+
+
+def test_a_focal_loss_asks_for_less_certainty() -> None:
+    """At the last step the bound hardly counts: of 0.9 the least focal loss is where φ'(q) 0.9 = φ'(1 - q) 0.1, with
+    φ(q) = -(1 - q)² log q."""
+    truth, last = torch.tensor(0.9), torch.tensor([T - 1])
+    assert expected_slope(diffusion(), torch.tensor(0.6955), truth, last).abs().max() < 2e-3
+    assert expected_slope(diffusion(), truth, truth, last).min() > 0.05
 
 
 def test_a_perfect_prediction_costs_nothing() -> None:

@@ -27,7 +27,8 @@ from diffseg_nnunet.pipeline.adoption import read_source
 from diffseg_nnunet.pipeline.planning import PlanRequest, plan, planned_source, require_planned
 from diffseg_nnunet.pipeline.preprocessing import preprocess
 from diffseg_nnunet.pipeline.project import Project
-from diffseg_nnunet.pipeline.run import RunRequest, run
+from diffseg_nnunet.pipeline.run import run
+from diffseg_nnunet.pipeline.run_request import RunRequest
 from diffseg_nnunet.pipeline.stages import train, training_settings
 from diffseg_nnunet.pipeline.starting import probed
 from diffseg_nnunet.planning.gpus import MemoryBudget

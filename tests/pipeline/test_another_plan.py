@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 
 from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.pipeline.manifest import Manifest
-from diffseg_nnunet.pipeline.run import NO_CHECKPOINT, RunRequest
+from diffseg_nnunet.pipeline.run_request import ALL_LABELS, NO_CHECKPOINT, RunRequest
 
 if TYPE_CHECKING:
     from tests.pipeline.conftest import TinyProject
@@ -82,6 +82,21 @@ def test_where_a_run_starts() -> None:
     assert RunRequest(strategy="scratch").on_top_of(last).pretrained is None
     assert RunRequest().on_top_of({**last, "strategy": "scratch"}).pretrained is None
     assert RunRequest(pretrained=given, strategy="scratch").on_top_of(last).pretrained == given  # to be refused
+
+
+def test_which_labels_a_run_learns_from() -> None:
+    """As last time, but for `all` of them; a seed is that of a budget."""
+    last = RunRequest(labels="2cases", label_seed=3).on_top_of({}).kept()
+    asked = [
+        (RunRequest(), ("2cases", 3)),
+        (RunRequest(labels="10%"), ("10%", 3)),
+        (RunRequest(label_seed=0), ("2cases", 0)),
+        (RunRequest(labels=ALL_LABELS), (None, 0)),
+        (RunRequest(labels=ALL_LABELS, label_seed=1), (None, 1)),  # to be refused
+    ]
+    for request, wanted in asked:
+        filled = request.on_top_of(last)
+        assert (filled.labels, filled.label_seed) == wanted
 
 
 def test_two_processes_do_not_work_on_one_stage(tmp_path: Path) -> None:

@@ -46,16 +46,18 @@ def test_a_cascade_is_trained_anew_when_its_first_stage_changes(cascaded: TinyPr
         second,
         (*TRAIN, "-c", LOW, "--seed", 1),
         second,
+        ("refine", 1, "-c", FULL, "-f", "all", "--strategy", "scratch", "--iterations", 2, "--width", 8),
+        (*predict, "-c", FULL, "-o", project.folder / "refined", "--refine"),
     ]
-    *_, predicted, unchanged, first_anew, anew = project.diffseg.in_one_process(lines)
-    for each in (predicted, first_anew):
+    *_, predicted, unchanged, first_anew, anew, refined, predicted_refined = project.diffseg.in_one_process(lines)
+    for each in (predicted, first_anew, refined, predicted_refined):
         each.ok()
     assert "finished before, unchanged" in unchanged.ok().out
     assert "finished before, unchanged" not in anew.ok().out
     read = project.results / f"DiffSegTrainerScratch__DiffSegPlans__{LOW}" / "predicted_next_stage" / FULL
     assert len(list(read.glob("*.b2nd"))) == len(list((project.raw / "labelsTr").iterdir()))
     segmentations = sorted((project.folder / "out").glob("*.nii.gz"))
-    assert len(segmentations) == 2
+    assert len(segmentations) == len(list((project.folder / "refined").glob("*.nii.gz"))) == 2
     for path in segmentations:
         assert sitk.ReadImage(str(path)).GetSize() == sitk.ReadImage(str(_image(project, path))).GetSize()
         assert np.isin(sitk.GetArrayFromImage(sitk.ReadImage(str(path))), range(4)).all()

@@ -292,3 +292,24 @@ def test_training_on_a_budget(project: TinyProject) -> None:
     }
     recorded = project.stage("train/finetune/3d_fullres/fold_6")["settings"]["labels"]
     assert recorded["labels"] == "4slices"
+
+
+@pytest.mark.pipeline
+def test_a_run_on_a_budget(project: TinyProject) -> None:
+    """Each fold is cut down to the budget, in the next run, too; what cannot be drawn is refused before anything."""
+    first, again, unknown, everything, drawn = project.diffseg.in_one_process(
+        [
+            ("run", 1, "--labels", "2cases", "--label-seed", 3, "--iterations", 2, "--workers", 0, "--no-test"),
+            ("run", 1, "--no-test"),
+            ("run", 1, "--labels", "lots"),
+            ("run", 1, "-f", "all"),
+            ("run", 1, "-f", 5, "--labels", "1case"),
+        ]
+    )
+    assert "fold 5 is 2cases of fold 0, label seed 3" in first.ok().out
+    assert project.stage("train/finetune/3d_fullres/fold_5")["settings"]["labels"]["seed"] == 3
+    assert "-c 3d_fullres -f 5" in first.out
+    assert "train/finetune/3d_fullres/fold_5: finished before, unchanged" in again.ok().out
+    unknown.refused("'lots' is no label budget")
+    everything.refused("'all' leaves none to validate on")
+    drawn.refused("Fold 5", "is itself a label budget, 2cases of fold 0")

@@ -36,3 +36,8 @@ def test_two_processes_share_both_stages(project: TinyProject) -> None:
     assert project.stage("train/finetune/3d_fullres/fold_0")["status"] == "finished"
     assert (project.trained() / "validation_report" / "scores.json").is_file()
     assert len(list(project.results.rglob("superseded_fold_0_*"))) == 2, "the earlier two, once each"
+
+    diffseg("refine", 1, "--segmentor", "alternate", "--iterations", 2, "--width", 8).ok()
+    for folder in ("validation", "validation_segmentor"):
+        predicted = (project.model("DiffSegRefinerTrainer") / "fold_0" / folder).glob("*.nii.gz")
+        assert len(list(predicted)) == len(project.splits()[0]["val"])

@@ -52,8 +52,10 @@ def test_a_window_that_found_nothing_does_not_outvote_one_that_did(exclusive: bo
     assert log_odds(found) == pytest.approx(MOST, abs=1e-3)
     assert log_odds(0.45 * unchanged + 0.55 * found) > 0.8
     assert log_odds(0.55 * unchanged + 0.45 * found) < -0.8
-    # voxels that were not refined at all stay as they are
-    assert torch.equal(combined(sure, None, exclusive, where=False), sure)
+    # nor does one that was not refined at all, which is no less sure for it
+    assert log_odds(combined(sure, None, exclusive, where=False)) == pytest.approx(-MOST, abs=1e-4)
+    mild = scores(-3.0, exclusive)
+    assert torch.equal(combined(mild, None, exclusive, where=False), mild)
 
 
 @pytest.mark.parametrize("exclusive", [True, False])

@@ -62,6 +62,8 @@ def main(task_file: str) -> None:
             workspace = Workspace(raw=raw, preprocessed=preprocessed, results=results).activate()
             trainer = build(workspace, task["dataset"], run["trainer"], run["settings"])
             trainer.initialize()
+            if isinstance(trainer, trainers.DiffSegRefinerTrainer):
+                trainer.take_segmentor(trainer.network.state_dict(), "its own", {"strategy": "scratch"})
             if run["resume"]:
                 trainer.load_checkpoint(run["resume"])
             start = trainer.current_epoch

@@ -267,6 +267,9 @@ def test_an_image_of_which_nothing_finite_is_said_is_told_and_others_are_refined
 def test_2d(new_trainer: NewTrainer) -> None:
     trainer = new_trainer(DiffSegRefinerTrainer, "2d", width=8, batch_size=2, iterations=1)
     trainer.initialize()
+    with pytest.raises(BadInputError, match=r"was given none\. Run `diffseg refine`, not nnUNetv2_train"):
+        trainer.run_training()
+    trainer.take_segmentor(trainer.network.state_dict(), "its own", RECORD)
     trainer.run_training()
     assert trainer.final_checkpoint.is_file()
 
@@ -387,7 +390,7 @@ def test_what_is_refused_leaves_finished_predictions_as_they_are(
         "Give --samples 4, or predict without --uncertainty": {"uncertainty": True},
         "is of --strategy scratch": {"strategy": "finetune"},
         "There is no trained model .*DiffSegTrainerScratch": {"refined_structures": ("lungs",)},
-        "for fold 1 first": {"folds": (0, 1)},
+        "-f 1` first": {"folds": (0, 1)},
     }
     for message, changes in refused.items():
         with pytest.raises(BadInputError, match=message):

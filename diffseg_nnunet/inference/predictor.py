@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ from nnunetv2.inference.sliding_window_prediction import compute_gaussian
 from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
 
 from diffseg_nnunet.atomic import remove_leftovers
-from diffseg_nnunet.errors import BadInputError, StageFailedError
+from diffseg_nnunet.errors import BadInputError
+from diffseg_nnunet.inference.case_by_case import FailedCase, Steps, in_turn
 from diffseg_nnunet.inference.export import export_case, is_exported
 from diffseg_nnunet.inference.one_plan import require_one_plan
 from diffseg_nnunet.inference.preprocessing import preprocess_case
@@ -23,14 +25,6 @@ from diffseg_nnunet.raw_dataset import Case
 
 CaseProgress = Callable[[int, int, str], None]
 """Called with (cases done, cases in all, case)."""
-
-
-@dataclass(frozen=True)
-class FailedCase:
-    """A case that was set aside, and why."""
-
-    case: str
-    reason: str
 
 
 def load_predictor(
@@ -73,6 +67,7 @@ def predict_cases(
     skip_existing: bool = False,
     uncertainty: Measure | None = None,
     progress: CaseProgress | None = None,
+    overlap: bool | None = None,
 ) -> list[FailedCase]:
     """Predict each case and publish its segmentation in `output`, on the image's own grid.
 
@@ -82,41 +77,39 @@ def predict_cases(
         previous_stage: folder with the segmentations a cascade's last stage reads.
         skip_existing: leave cases alone whose files are already in `output`.
         uncertainty: what of the probabilities also to write into ``output/uncertainty``; None: nothing.
+        overlap: whether the next case is read and the last one written while the network is at work; None: where that
+            is on a GPU, which would wait for them.
 
     Returns:
         The cases that could not be predicted; the others are done.
     """
     output.mkdir(parents=True, exist_ok=True)
     remove_leftovers(output)
-    ending = predictor.dataset_json["file_ending"]
-    failed = []
-    for number, case in enumerate(cases, start=1):
-        if not (skip_existing and is_exported(output, case.identifier, ending, save_probabilities)):
-            try:
-                _predict(predictor, case, output, save_probabilities, previous_stage, uncertainty)
-            except torch.OutOfMemoryError as error:
-                raise StageFailedError(
-                    f"The GPU's memory does not suffice for {case.identifier}.",
-                    "Free the GPU of other work, or predict with --device cpu; finished cases are kept.",
-                ) from error
-            except MemoryError as error:
-                failed.append(FailedCase(case.identifier, f"the memory does not suffice for its size: {error}"))
-            except (BadInputError, RuntimeError, ValueError, AssertionError) as error:
-                failed.append(FailedCase(case.identifier, str(error) or type(error).__name__))
+    ending, kept = predictor.dataset_json["file_ending"], set()
+    if skip_existing:
+        kept = {c.identifier for c in cases if is_exported(output, c.identifier, ending, save_probabilities)}
+    counter = itertools.count(len(kept) + 1)
+
+    def predict(prepared: tuple[np.ndarray, dict]) -> tuple[torch.Tensor, dict]:
+        data, properties = prepared
+        return predictor.predict_logits_from_preprocessed_data(torch.from_numpy(data)).cpu(), properties
+
+    def export(case: Case, predicted: tuple[torch.Tensor, dict]) -> None:
+        export_case(*predicted, predictor, output, case.identifier, save_probabilities, uncertainty)
+
+    def tell(case: Case) -> None:
         if progress is not None:
-            progress(number, len(cases), case.identifier)
+            progress(next(counter), len(cases), case.identifier)
+
+    steps = Steps(partial(_prepared, predictor, previous_stage), predict, export, tell)
+    overlapping = predictor.device.type == "cuda" if overlap is None else overlap
+    failed = in_turn([case for case in cases if case.identifier not in kept], steps, overlapping)
     compute_gaussian.cache_clear()
     return failed
 
 
-def _predict(
-    predictor: nnUNetPredictor,
-    case: Case,
-    output: Path,
-    save_probabilities: bool,
-    previous_stage: Path | None,
-    uncertainty: Measure | None,
-) -> None:
+def _prepared(predictor: nnUNetPredictor, previous_stage: Path | None, case: Case) -> tuple[np.ndarray, dict]:
+    """The preprocessed image, of a cascade's last stage with the segmentation before it, and its properties."""
     previous = None
     if previous_stage is not None:
         previous = str(previous_stage / f"{case.identifier}{predictor.dataset_json['file_ending']}")
@@ -126,5 +119,4 @@ def _predict(
     if previous is not None:
         labels = predictor.label_manager.foreground_labels
         data = np.vstack((data, convert_labelmap_to_one_hot(segmentation[0], labels, data.dtype)))
-    logits = predictor.predict_logits_from_preprocessed_data(torch.from_numpy(data)).cpu()
-    export_case(logits, properties, predictor, output, case.identifier, save_probabilities, uncertainty)
+    return data, properties

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from diffseg_nnunet.coordinates.body import AxisRange
-from diffseg_nnunet.inference import predictor
+from diffseg_nnunet.inference.case_by_case import Steps, in_turn
 from diffseg_nnunet.pipeline import coordinates
 from diffseg_nnunet.pipeline.reporter import Silent
 from diffseg_nnunet.raw_dataset import Case
@@ -24,17 +24,17 @@ def cases(tmp_path: Path) -> list[Case]:
     return found
 
 
-def test_a_huge_scan_is_not_segmented(tmp_path: Path, cases: list[Case], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("overlap", [False, True])
+def test_a_huge_scan_is_not_segmented(cases: list[Case], overlap: bool) -> None:
     predicted = []
 
-    def predict(_predictor: Any, case: Case, *_: Any) -> None:
+    def predict(case: Case) -> Case:
         if case.identifier == "huge":
             np.empty(1 << 60, np.float32)  # more than any machine has
-        predicted.append(case.identifier)
+        return case
 
-    monkeypatch.setattr(predictor, "_predict", predict)
-    model = SimpleNamespace(dataset_json={"file_ending": ".nii.gz"})
-    failed = predictor.predict_cases(model, cases, tmp_path / "out")
+    steps = Steps(lambda case: case, predict, lambda case, _: predicted.append(case.identifier))
+    failed = in_turn(cases, steps, overlap)
     assert [(case.case, "the memory does not suffice" in case.reason) for case in failed] == [("huge", True)]
     assert predicted == ["a", "z"]
 

@@ -191,7 +191,11 @@ def _changed_settings(job: Job) -> str:
     """What the stage was done with before, and is not now, in words."""
     before = job.project.manifest.stage(job.stage).get("settings") or {}
     changed = [name for name in job.noted if name in before and before[name] != job.noted[name]]
-    return ", ".join(f"{name} {before[name]}, now {job.noted[name]}" for name in changed)
+
+    def told(value: Any) -> str:
+        return "as by default" if value is None else "others" if isinstance(value, (Mapping, list)) else str(value)
+
+    return "; ".join(f"{name} {told(before[name])}, now {told(job.noted[name])}" for name in changed)
 
 
 def _set_aside(project: Project, folder: Path, changed: str = "") -> None:

@@ -72,7 +72,8 @@ def test_other_settings_redo_a_stage_and_keep_the_earlier_result(project: TinyPr
     earlier = (folder / "checkpoint_final.pth").read_bytes()
     chosen = ("--iterations", 5, "--optimizer", "adamw", "--seed", 7, "--transfer", "all")
     run = project.diffseg("train", 1, *chosen).ok()
-    assert "the earlier fold_0, of other data, plan or settings, is kept as" in run.out
+    changed = "iterations 20, now 5; transfer encoder, now all"
+    assert f"the earlier fold_0, of other settings ({changed}), is kept as" in " ".join(run.out.split())
     (kept,) = folder.parent.glob("superseded_fold_0_*")
     assert (kept / "checkpoint_final.pth").read_bytes() == earlier
     assert (folder / "checkpoint_final.pth").read_bytes() != earlier

@@ -5,6 +5,7 @@ from __future__ import annotations
 from diffseg_nnunet.errors import BadInputError
 
 _ALIASES = {
+    "-chk": "--checkpoint",
     "-device": "--device",
     "--disable_tta": "--no-mirroring",
     "-pretrained_weights": "--pretrained",
@@ -25,9 +26,8 @@ _ANSWERS = {
     "-num_parts": "divide the folder of images, with a -o for each part",
     "-part_id": "divide the folder of images, with a -o for each part",
     "-step_size": "windows overlap by half, nnU-Net's default",
-    "-chk": "predictions are with the final checkpoint",
     "--val": "a finished fold's validation cases are segmented already, in its folder validation",
-    "--val_best": "predictions are with the final checkpoint",
+    "--val_best": "predict with `diffseg predict --checkpoint checkpoint_best.pth`",
     "-prev_stage_predictions": "a cascade's first stage is predicted with on the way",
     "--verify_dataset_integrity": "run `diffseg verify`, which `run` and `plan` ask for",
 }

@@ -30,6 +30,9 @@ def predict(
         ),
     ] = None,
     strategy: Strategy = "finetune",
+    checkpoint: Annotated[
+        str, typer.Option(help="File name of the folds' checkpoints, e.g. checkpoint_best.pth.")
+    ] = "checkpoint_final.pth",
     no_mirroring: Annotated[bool, typer.Option("--no-mirroring", help="No test-time mirroring: faster.")] = False,
     postprocessing: Annotated[
         Path | None, typer.Option(help="nnU-Net's postprocessing.pkl to apply.", show_default=False)
@@ -92,6 +95,8 @@ def predict(
         from diffseg_nnunet.inference.refining import RefineOptions
 
         check_choice("--strategy", strategy, STRATEGIES)
+        if Path(checkpoint).name != checkpoint:
+            raise BadInputError(f"--checkpoint {checkpoint} is no file name.", "Give one like checkpoint_best.pth.")
         if sampler is not None:
             check_choice("--sampler", sampler, ("ddim", "ancestral"))
         options = RefineOptions(steps, samples, sampler, refine_threshold, seed)
@@ -119,6 +124,7 @@ def predict(
             postprocessing=postprocessing,
             probabilities=npz,
             uncertainty=uncertainty,
+            checkpoint=checkpoint,
             refine=options if refine else None,
             refined_structures=structures,
         )

@@ -78,6 +78,8 @@ class PredictionRequest:
         """
         words = ["diffseg", "predict", "-d", dataset_id, "-i", "IMAGES", "-o", "OUTPUT", "--strategy", self.strategy]
         words += ["-c", *self.configurations, "-f", *self.folds]
+        if self.checkpoint != FINAL:
+            words += ["--checkpoint", self.checkpoint]
         if self.postprocessing is not None:
             words += ["--postprocessing", self.postprocessing]
         if self.refine is not None:

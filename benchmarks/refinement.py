@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--measured", action="store_true", help="report what is measured, and leave out all else")
     parser.add_argument("--no-report", action="store_true")
     options = parser.parse_args()
-    options.source = source = SOURCES[options.data_set]
+    options.source = source = SOURCES[options.data_set].trained_by(options.strategy)
     options.budgets, options.seeds = options.budgets or source.budgets, options.seeds or source.seeds
     Workspace.locate(options.workspace.resolve()).activate()
     segmentors = find_segmentors(options)

@@ -85,6 +85,12 @@ class Source:
     title: str
     small: tuple[str, ...] = ()
 
+    def trained_by(self, strategy: str) -> Source:
+        """The same, reported on in a section of its own where the segmentors are not fine-tuned."""
+        if strategy == "finetune":
+            return self
+        return replace(self, section=f"{self.section}-{strategy}", title=f"{self.title}, segmentors by `{strategy}`")
+
 
 SOURCES = {
     "abdomen": Source(

@@ -45,13 +45,14 @@ def check_request(project: Project, request: RunRequest) -> None:
 
 
 def check_refiners(project: Project, request: RunRequest, configurations: tuple[str, ...]) -> None:
-    """Raises BadInputError where a refiner could not be trained, or the folds' not be used together; says where the
-    validation cases could not speak for one."""
+    """Raises BadInputError where no configuration could be refined, or the folds' refiners not be used together; says
+    which could not, and where the validation cases could not speak for a refiner."""
     refining.require_scorable(project)
-    for configuration in configurations:
-        settings = _refining_settings(project, request, configuration)
-        if unfinished := [each for each in settings if not refining.is_refined(project, configuration, each)]:
-            refining.require_fit(project, configuration, **settings[unfinished[0]])
+    misfits = [error for each in configurations if (error := _misfit(project, request, each)) is not None]
+    if len(misfits) == len(configurations):
+        raise misfits[0]
+    for error in misfits:
+        project.reporter.warn(f"if it is selected, it is not refined: {error}")
     dataset_json = project.dataset_json()
     structures = dataset_json["labels"].keys() - {"background", "ignore"}
     tests = 1 if "regions_class_order" in dataset_json else len(structures)
@@ -61,6 +62,19 @@ def check_refiners(project: Project, request: RunRequest, configurations: tuple[
             f"{cases} validation case(s) cannot tell a gain of {tests} structure(s) from chance, {needed} could: the "
             "refiner will be trained and not be used; refine more folds, or predict with `diffseg predict --refine`"
         )
+
+
+def _misfit(project: Project, request: RunRequest, configuration: str) -> BadInputError | None:
+    """Why a configuration could not be refined; None where it could, or is."""
+    settings = _refining_settings(project, request, configuration)
+    unfinished = [fold for fold in settings if not refining.is_refined(project, configuration, fold)]
+    if not unfinished:
+        return None
+    try:
+        refining.require_fit(project, configuration, **settings[unfinished[0]])
+    except BadInputError as error:
+        return error
+    return None
 
 
 def _refining_settings(project: Project, request: RunRequest, configuration: str) -> dict[Fold, dict[str, Any]]:
@@ -106,6 +120,9 @@ def refine_selected(
         )
         return None
     (configuration,) = selected.configurations
+    if (misfit := _misfit(project, request, configuration)) is not None:
+        project.reporter.warn(f"no refiner: {misfit}")
+        return None
     for fold, settings in _refining_settings(project, request, configuration).items():
         settings["workers"] = request.workers
         refining.refine(project, configuration, fold, request.device, request.strategy, **settings)

@@ -39,8 +39,8 @@ class BernoulliSettings:
         focal_gamma: γ of the focal loss [code]; 0: cross entropy. Near the last time step the bound says next to
             nothing of y_0, and a focal loss alone is least where a probability is drawn towards 1/2, 0.9 to 0.7
             (arXiv 2011.09172). That makes up for what refiners learn on, cases of which they grow too sure: without
-            it their calibration error on others was half as large again (benchmarks/RESULTS.md, "Refinement (HiDiff):
-            hippocampus").
+            it their calibration error on others was larger by a fifth to three quarters (benchmarks/RESULTS.md,
+            "Refinement (HiDiff): hippocampus").
     """
 
     timesteps: int = 10

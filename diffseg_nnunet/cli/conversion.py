@@ -169,10 +169,13 @@ def _archives_named(source: Path | None) -> Iterator[None]:
 def _execute(
     plan: ConversionPlan, request: Request, record: Mapping[str, Any], reporter: ConsoleReporter
 ) -> ConversionReport:
+    location = Workspace.locate(request.workspace)
+    if (overruled := location.overruled(request.workspace)) is not None:
+        reporter.warn(overruled)
     try:
         report = plan.execute(
             dataset_id=request.dataset_id,
-            workspace=Workspace.locate(request.workspace),
+            workspace=location,
             copy=request.copy,
             verify=not request.no_verify,
             repair=not request.no_repair,

@@ -12,6 +12,8 @@ _ALIASES = {
 }
 _ALWAYS_SO = ("--c", "--continue_prediction")
 """Whatever was interrupted goes on."""
+_PROCESSES = "processes are as many as cores; export nnUNet_def_n_proc=N for fewer"
+_PARTS = "divide the folder of images, with a -o for each part"
 _ANSWERS = {
     "-tr": "the trainer is chosen by --strategy",
     "-p": "the plans are always DiffSegPlans",
@@ -19,17 +21,14 @@ _ANSWERS = {
     "-overwrite_plans_name": "the plans are always DiffSegPlans; plan otherwise in another workspace",
     "-gpu_memory_target": "write --gpu-memory",
     "-overwrite_target_spacing": "write --spacing",
-    "-np": "processes are as many as cores; export nnUNet_def_n_proc=N for fewer",
-    "-npp": "processes are as many as cores; export nnUNet_def_n_proc=N for fewer",
-    "-nps": "processes are as many as cores; export nnUNet_def_n_proc=N for fewer",
+    **dict.fromkeys(("-np", "-npp", "-nps"), _PROCESSES),
     "-num_gpus": "start `torchrun --nproc_per_node=N -m diffseg_nnunet train …`",
-    "-num_parts": "divide the folder of images, with a -o for each part",
-    "-part_id": "divide the folder of images, with a -o for each part",
+    **dict.fromkeys(("-num_parts", "-part_id"), _PARTS),
     "-step_size": "windows overlap by half, nnU-Net's default",
     "--val": "a finished fold's validation cases are segmented already, in its folder validation",
     "--val_best": "predict with `diffseg predict --checkpoint checkpoint_best.pth`",
     "-prev_stage_predictions": "a cascade's first stage is predicted with on the way",
-    "--verify_dataset_integrity": "run `diffseg verify`, which `run` and `plan` ask for",
+    "--verify_dataset_integrity": "`diffseg verify` does that, and `diffseg run` by itself",
 }
 _COMMANDS = ("train", "pretrain", "refine", "predict", "run", "plan", "preprocess", "coordinates", "verify", "labels")
 

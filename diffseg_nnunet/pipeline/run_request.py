@@ -74,8 +74,8 @@ class RunRequest:
     def _training(self, last: Mapping[str, Any]) -> dict[str, Any]:
         """The last run's settings with what was given on top; a rate is that of one strategy and optimizer."""
         kept = dict(last.get("training", {}))
-        strategy = self.strategy or last.get("strategy")
-        if strategy != last.get("strategy") or "optimizer" in self.training:
+        of_rate = (self.strategy or last.get("strategy"), self.training.get("optimizer", kept.get("optimizer")))
+        if of_rate != (last.get("strategy"), kept.get("optimizer")):
             kept.pop("initial_lr", None)
         return {**kept, **self.training}
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from filelock import FileLock, Timeout
 
+from diffseg_nnunet.cli.plan import _back_to_default
 from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.pipeline.manifest import Manifest
+from diffseg_nnunet.pipeline.planning import PlanRequest
 from diffseg_nnunet.pipeline.run_request import ALL_LABELS, NO_CHECKPOINT, RunRequest
 
 if TYPE_CHECKING:
@@ -82,6 +84,29 @@ def test_where_a_run_starts() -> None:
     assert RunRequest(strategy="scratch").on_top_of(last).pretrained is None
     assert RunRequest().on_top_of({**last, "strategy": "scratch"}).pretrained is None
     assert RunRequest(pretrained=given, strategy="scratch").on_top_of(last).pretrained == given  # to be refused
+
+
+def test_a_learning_rate_is_of_one_strategy_and_optimizer() -> None:
+    last = RunRequest(training={"optimizer": "adamw", "initial_lr": 0.004}).on_top_of({}).kept()
+
+    def rate(**asked: Any) -> float | None:
+        return RunRequest(**asked).on_top_of(last).training.get("initial_lr")
+
+    assert rate() == rate(training={"optimizer": "adamw"}) == rate(strategy="finetune") == 0.004
+    assert rate(training={"optimizer": "sgd"}) is rate(strategy="linear") is None
+    assert rate(strategy="linear", training={"initial_lr": 0.1}) == 0.1
+
+
+def test_what_a_plan_has_by_default_again() -> None:
+    last = PlanRequest("8", "plain", 16, (6.0, 6.0, 6.0), (2, 3))
+    lost = _back_to_default(last, PlanRequest("12"), {"gpu_memory"})
+    assert lost == (
+        "--backbone resenc (was plain), --base-features 32 (was 16), --spacing none (was 6 6 6), "
+        "--unlabeled none (was 2 3)"
+    )
+    assert _back_to_default(PlanRequest(), PlanRequest("12"), {"gpu_memory"}) == ""
+    from_checkpoint = PlanRequest("8", from_checkpoint="a.pth")
+    assert "backbone" not in _back_to_default(last, from_checkpoint, {"from_checkpoint"})
 
 
 def test_which_labels_a_run_learns_from() -> None:

@@ -85,6 +85,16 @@ def test_an_exported_path_that_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert find(run_checks(Workspace.locate()), "nnUNet_raw") == check
 
 
+def test_commands_name_the_exported_paths_that_win(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = tmp_path / "workspace"
+    monkeypatch.setenv("nnUNet_raw", str(tmp_path / "elsewhere"))
+    told = Workspace.locate(asked).overruled(asked)
+    assert told == f"exported, and winning over --workspace {asked}: nnUNet_raw={tmp_path / 'elsewhere'}"
+    monkeypatch.setenv("nnUNet_raw", str(asked / "nnUNet_raw"))
+    assert Workspace.locate(asked).overruled(asked) is None
+    assert Workspace.locate().overruled(None) is None
+
+
 def test_exported_paths_that_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in NNUNET_VARIABLES:
         monkeypatch.setenv(variable, str(tmp_path / variable))

@@ -19,6 +19,7 @@ from diffseg_nnunet.benchmarking.divisions import Division, divisions, ensure_fo
 from diffseg_nnunet.benchmarking.protocol import PROTOCOLS
 from diffseg_nnunet.budgets.folds import BudgetFold
 from diffseg_nnunet.errors import BadInputError
+from diffseg_nnunet.pipeline.folds import trained_folds
 from diffseg_nnunet.pipeline.label_budgets import base_fold, budget_of, draw_budget
 from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.pipeline.splits import ensure_splits
@@ -253,6 +254,26 @@ def test_a_record_survives_its_file(small: Project) -> None:
     for text in ("2slices", "1%voxels", "1cases"):
         drawn = draw_budget(small, CONFIGURATION, 0, text)
         assert BudgetFold.from_json(json.loads(json.dumps(drawn.to_json()))) == drawn
+
+
+def test_which_folds_predict_together(small: Project) -> None:
+    """All that are trained in full: not those of budgets, and a model of all cases only where there is no other."""
+    draw_budget(small, CONFIGURATION, 0, "2cases")
+    budget = len(splits_of(small)) - 1
+    folder = small.model_folder("finetune", CONFIGURATION)
+
+    def train(*folds: int | str) -> None:
+        for fold in folds:
+            (folder / f"fold_{fold}").mkdir(parents=True)
+            (folder / f"fold_{fold}" / "checkpoint_final.pth").touch()
+
+    assert trained_folds(small, "finetune", (CONFIGURATION,)) == ()
+    train("all", budget)
+    assert trained_folds(small, "finetune", (CONFIGURATION,)) == ("all",)
+    train(2, 0)
+    (folder / "fold_1").mkdir()  # begun
+    assert trained_folds(small, "finetune", (CONFIGURATION,)) == (0, 2)
+    assert trained_folds(small, "finetune", (CONFIGURATION, "2d")) == ()
 
 
 @pytest.mark.pipeline

@@ -11,7 +11,12 @@ import pytest
 import SimpleITK as sitk
 import torch
 
+from diffseg_nnunet.inference.merging import merged_labels
+from diffseg_nnunet.pipeline.project import Project
+from diffseg_nnunet.pipeline.refined_crossval import refined_crossval
 from diffseg_nnunet.training.checkpoint import file_digest, load_safely
+from diffseg_nnunet.workspace import Workspace
+from tests.process_state import environment_restored
 
 if TYPE_CHECKING:
     from tests.pipeline.conftest import TinyProject
@@ -155,8 +160,56 @@ def test_the_run_uses_the_refiner_where_validation_speaks_for_it(refined: TinyPr
     manifest_path.write_text(json.dumps(manifest))
     project.diffseg("run", 1).ok()
     assert predicted_with()["refined_structures"] == ["lungs"]
+    by_hand = ("predict", "-d", 1, "-i", project.test_images, "-o", tmp_path / "by_hand", "--refine")
+    alike, unknown = project.diffseg.in_one_process(
+        [(*by_hand, "--refine-structures", "lungs"), (*by_hand, "--refine-structures", "lungs,tail")]
+    )
+    unknown.refused("has no structure 'tail'", "Choose of: lungs, left_kidney, right_kidney")
+    assert "folds: 0" in alike.ok().out
+    by_run = labels_in(project.results / "predictions_imagesTs" / "finetune__folds_0")
+    assert all((labels == by_run[name]).all() for name, labels in labels_in(tmp_path / "by_hand").items())
     project.diffseg("run", 1, "--no-refine").ok()
     assert predicted_with()["refine"] is None
+
+
+def test_the_crossval_of_what_would_be_predicted(refined: TinyProject, tmp_path: Path) -> None:
+    """One structure's merged label maps, or the refined ones as they are, scored and postprocessed by nnU-Net."""
+    project, labels = refined.copy(tmp_path), {"lungs": 1}
+    plain, own = (labels_in(folder / "validation") for folder in (project.trained(), project.model(REFINER) / "fold_0"))
+    with environment_restored():
+        opened = Project.open(Workspace.locate(project.workspace).activate(), 1)
+        for structures in (("lungs",), None):
+            found = refined_crossval(opened, "3d_fullres", [0], "finetune", structures)
+            folder = found.postprocessing.parent
+            assert found.postprocessing.is_file()
+            for name, merged in labels_in(folder).items():
+                values = [labels[structure] for structure in structures or ()]
+                wanted = merged_labels(plain[name], own[name], values) if structures else own[name]
+                assert (merged == wanted).all()
+            assert labels_in(folder).keys() == own.keys()
+    # of the refined ones, nnU-Net has said so in the validation already
+    summary = json.loads((project.model(REFINER) / "fold_0" / "validation" / "summary.json").read_text())
+    assert found.dsc_before == pytest.approx(summary["foreground_mean"]["Dice"])
+    assert found.dsc_after >= found.dsc_before  # nnU-Net postprocesses only where that gains
+
+
+def test_postprocessing_may_be_worth_more_than_a_refiner(refined: TinyProject, tmp_path: Path) -> None:
+    project = refined.copy(tmp_path)
+    run, stage = ("run", 1, "--refine"), "select/refine/finetune/3d_fullres/folds_0"
+    first = project.diffseg(*run, "--no-test").ok()
+    assert "2 validation case(s) cannot tell a gain of 3 structure(s) from chance" in " ".join(first.out.split())
+    manifest, path = project.manifest(), project.results / "diffseg_run.json"
+    outputs = manifest["stages"][stage]["outputs"]
+    pickle = project.stage("select/finetune/folds_0")["outputs"]["postprocessing"]
+    after = project.stage("select/finetune/folds_0")["outputs"]["dsc_after"]
+    for gain, words in (
+        (-0.01, "the refiner is not used: with nnU-Net's postprocessing"),
+        (0.01, "--refine-structures"),
+    ):
+        crossval = {"postprocessing": pickle, "dsc_before": after, "dsc_after": after + gain}
+        outputs |= {"structures": ["lungs"], "crossval": crossval}
+        path.write_text(json.dumps(manifest))
+        assert words in " ".join(project.diffseg(*run, "--no-test").ok().out.split())
 
 
 def test_what_does_not_go_together(refined: TinyProject, tmp_path: Path) -> None:
@@ -214,6 +267,7 @@ def test_what_cannot_be_refined(project: TinyProject) -> None:
     )
     unfinished.refused("There is no trained model", "`diffseg train 1 -c 3d_fullres --strategy finetune -f 1` first")
     no_stock_network.refused("has a head of its own", "--strategy finetune, decoder or scratch")
+    project.diffseg("run", 1, "--refine", "--no-test").refused("A refiner of 3d_fullres does not fit 0.5 GiB")
     too_large.refused(
         "does not fit 0.5 GiB: with 8 channels, a batch of 2 patches takes 0.5", "Plan with --gpu-memory 0.6 or more"
     )

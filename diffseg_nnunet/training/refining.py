@@ -29,8 +29,9 @@ class RefinementSettings(TrainingSettings):
     Attributes:
         iterations: 40,000 [code].
         initial_lr: of the refiner [default; the code's 1e-4 is for a network four times as wide].
-        segmentor: "frozen" keeps it bit for bit, and did no harm on training scans of the hippocampus, as it did on those
-            of abdomens (benchmarks/RESULTS.md, "Refinement (HiDiff)"); "alternate" trains it in turn with the refiner, as the paper does.
+        segmentor: "frozen" keeps it bit for bit; it did no harm on training scans of the hippocampus, and did on those
+            of abdomens (benchmarks/RESULTS.md, "Refinement (HiDiff)"). "alternate" trains it in turn with the refiner,
+            as the paper does.
         segmentor_lr: initial rate of the segmentor where it learns [code].
         segmentor_weight: of the diffusion loss beside the segmentor's own [default].
         weight_decay: of both [code].

@@ -133,7 +133,7 @@ def measured(
     settings, diffusion = RefinementSettings(segmentor="frozen"), BernoulliDiffusion(BernoulliSettings())
     torch.manual_seed(seed)
     refiner = kind(planned_refiner(PLANNED, 1, CLASSES, WIDTH, False))
-    collaboration = Collaboration(segmentor, refiner, diffusion, Targets(CLASSES, False, False))
+    collaboration = Collaboration(segmentor, refiner, diffusion, Targets(CLASSES, False, False), settings)
     optimizer = torch.optim.AdamW(refiner.parameters(), settings.initial_lr, weight_decay=settings.weight_decay)
     average = ExponentialMovingAverage({"refiner": refiner}, settings.ema_decay)
     draw, (noise, worsening) = batches(training, seed), (torch.Generator().manual_seed(seed + k) for k in (1000, 2000))

@@ -65,7 +65,7 @@ def refining_steps(
     refiner = Refiner(planned_refiner(arguments, shape.channels, shape.heads, settings.width, settings.binary))
     # a schedule that is made without asking tensors for numbers, which fake ones lack
     diffusion = BernoulliDiffusion(replace(settings.diffusion, schedule="linear_alpha_bar"))
-    together = Collaboration(segmentor, refiner, diffusion, Targets(shape.heads, shape.regions, shape.ignore))
+    together = Collaboration(segmentor, refiner, diffusion, Targets(shape.heads, shape.regions, shape.ignore), settings)
     average = ExponentialMovingAverage({"refiner": refiner}, settings.ema_decay)
     optimizer = torch.optim.AdamW(refiner.parameters(), settings.initial_lr)
     theirs = torch.optim.AdamW(segmentor.parameters(), settings.segmentor_lr)

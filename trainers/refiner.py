@@ -111,7 +111,8 @@ class DiffSegRefinerTrainer(SegmentationTrainer):
         settings, segmentor, labels = self.settings, unwrapped(self.network), self.label_manager
         self.refiner = Refiner(self.architecture(), settings.diffusion.prior_margin).to(self.device)
         targets = Targets(labels.num_segmentation_heads, labels.has_regions, labels.has_ignore_label)
-        self.collaboration = Collaboration(segmentor, self.refiner, BernoulliDiffusion(settings.diffusion), targets)
+        diffusion, batch_dice = BernoulliDiffusion(settings.diffusion), self.configuration_manager.batch_dice
+        self.collaboration = Collaboration(segmentor, self.refiner, diffusion, targets, settings, batch_dice)
         self.ema = ExponentialMovingAverage({"refiner": self.refiner}, settings.ema_decay)
         segmentor.requires_grad_(self.learns_too)
         self.segmentor_optimizer, self._segmentor_schedule = None, None

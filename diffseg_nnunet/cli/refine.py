@@ -40,6 +40,18 @@ def refine(
             "what they say.",
         ),
     ] = 2.0,
+    dice_weight: Annotated[
+        float,
+        typer.Option(
+            min=0.0, help="Of the soft Dice loss beside the diffusion loss, which alone leaves small structures out."
+        ),
+    ] = 1.0,
+    start_share: Annotated[
+        float,
+        typer.Option(
+            min=0.0, max=1.0, help="Share of the samples at the last time step, where refining starts; else any."
+        ),
+    ] = 0.5,
     degrade: Annotated[
         float,
         typer.Option(
@@ -106,6 +118,8 @@ def refine(
                 segmentor_weight=segmentor_weight,
                 binary=binary,
                 diffusion={"timesteps": steps, "schedule": schedule, "focal_gamma": focal_gamma},
+                dice_weight=dice_weight,
+                start_share=start_share,
                 degrade=degrade,
                 samples=samples,
                 sampling_steps=sampling_steps,

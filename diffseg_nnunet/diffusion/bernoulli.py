@@ -131,9 +131,18 @@ class BernoulliDiffusion:
         margin = self.settings.prior_margin
         return prior.float().clamp(margin, 1 - margin)
 
-    def sample_timesteps(self, count: int, generator: torch.Generator) -> Tensor:
-        """`count` step indices, uniform: int64, shape (count,), on the generator's device."""
-        return torch.randint(0, len(self.timesteps), (count,), generator=generator, device=generator.device)
+    def sample_timesteps(self, count: int, generator: torch.Generator, start_share: float = 0.0) -> Tensor:
+        """`count` step indices: int64, shape (count,), on the generator's device.
+
+        Args:
+            start_share: of the draws that are the last index, where every reverse process starts; the others are
+                uniform over all indices.
+        """
+        t = torch.randint(0, len(self.timesteps), (count,), generator=generator, device=generator.device)
+        if not start_share:
+            return t
+        starts = torch.rand(count, generator=generator, device=generator.device) < start_share
+        return torch.where(starts, len(self.timesteps) - 1, t)
 
     def marginal(self, clean: Tensor, prior: Tensor, t: Tensor) -> Tensor:
         """P(y_t = 1 | y_0, p) = ᾱ_t y_0 + (1 - ᾱ_t) p (methods.md 3.1)."""

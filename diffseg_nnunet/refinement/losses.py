@@ -6,17 +6,21 @@ it. Each half-step has gradients for exactly one of the two. The draws are each 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from diffseg_nnunet.diffusion.bernoulli import BernoulliDiffusion
+from diffseg_nnunet.diffusion.bernoulli import BernoulliDiffusion, clean_log_odds
 from diffseg_nnunet.diffusion.bernoulli_loss import diffusion_loss
 
 SEGMENTOR_WEIGHT = 0.1
 """Of the diffusion loss beside the segmentor's own [default: the paper's is not found, the released script's is 0]."""
+
+OverlapLoss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""From the log-odds of an estimate of y_0 and y_0 itself, (B, K, ...), and the voxels that count, (B, 1, ...) or None
+for all, to a scalar."""
 
 
 def refiner_loss(
@@ -28,6 +32,8 @@ def refiner_loss(
     image: Tensor,
     generator: torch.Generator,
     valid: Tensor | None = None,
+    start_share: float = 0.0,
+    overlap: OverlapLoss | None = None,
 ) -> Tensor:
     """First half-step: the diffusion loss of the refiner, in bits; no gradient reaches the segmentor.
 
@@ -40,9 +46,13 @@ def refiner_loss(
         generator: of the time steps and of the noise, on the masks' device.
         valid: bool (B, 1, ...), the voxels that count (padding and ignored labels do not); None for all. Where nothing
             is known, y_t is a draw from the prior, as it is in prediction.
+        start_share: of the time steps that are the last one (:meth:`~.bernoulli.BernoulliDiffusion.sample_timesteps`).
+        overlap: a loss that is added for what the estimate of y_0 has in common with y_0; None: nothing is.
     """
     features = [feature.detach() for feature in features]
-    return _expected_loss(network, diffusion, clean, prior.detach(), features, image, generator, valid)
+    return _expected_loss(
+        network, diffusion, clean, prior.detach(), features, image, generator, valid, start_share, overlap
+    )
 
 
 def segmentor_loss(
@@ -70,9 +80,11 @@ def segmentor_loss(
     return weight * _expected_loss(refiner, diffusion, clean, prior, features, image, generator, valid)
 
 
-def _expected_loss(network, diffusion, clean, prior, features, image, generator, valid) -> Tensor:
+def _expected_loss(
+    network, diffusion, clean, prior, features, image, generator, valid, start_share=0.0, overlap=None
+) -> Tensor:
     """One draw of the time step and of the noise for each sample; the network runs once."""
-    t = diffusion.sample_timesteps(len(clean), generator)
+    t = diffusion.sample_timesteps(len(clean), generator, start_share)
     # an unknown y_0 is in no mask, which no y_0 is: y_t would show where nothing was annotated. With p in its place,
     # as its expectation, y_t is Bernoulli(p) at every t
     known = clean if valid is None else torch.where(valid, clean, diffusion.clamped(prior))
@@ -85,6 +97,7 @@ def _expected_loss(network, diffusion, clean, prior, features, image, generator,
     # the loss keeps a score of tensors as large as the masks: class by class, and made again for the backward pass,
     # they take little beside the network's
     parts = zip(*(tensor.split(1, dim=1) for tensor in (flip_log_odds, noisy, clean, prior)), strict=True)
-    return torch.stack(
+    loss = torch.stack(
         [checkpoint(of_class, *masks, use_reentrant=False, preserve_rng_state=False) for masks in parts]
     ).mean()
+    return loss if overlap is None else loss + overlap(clean_log_odds(flip_log_odds, noisy), clean, valid)

@@ -26,6 +26,19 @@ def masks_of(labels: Tensor, classes: Sequence[int | Sequence[int]]) -> Tensor:
     return torch.cat(masks, dim=1).float()
 
 
+def as_probabilities(log_odds: Tensor, exclusive: bool) -> Tensor:
+    """Probabilities, float32 (B, K, ...), of the log-odds of each mask.
+
+    Args:
+        exclusive: of classes that exclude each other they sum to 1, to which nothing else brings them: each mask is
+            diffused on its own.
+    """
+    probability = log_odds.float().sigmoid()
+    if not exclusive:
+        return probability
+    return probability / probability.sum(1, keepdim=True).clamp_min(torch.finfo(probability.dtype).tiny)
+
+
 def labels_of(probability: Tensor, region_values: Sequence[int] | None = None) -> Tensor:
     """The label maps, int64 (B, 1, ...), of probabilities (B, K, ...).
 

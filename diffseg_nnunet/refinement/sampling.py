@@ -15,9 +15,13 @@ import torch
 from torch import Tensor
 
 from diffseg_nnunet.diffusion.bernoulli import BernoulliDiffusion, clean_log_odds, draw
+from diffseg_nnunet.refinement.masks import as_probabilities
 
 BernoulliSampler = Literal["ddim", "ancestral"]
 BERNOULLI_SAMPLERS = get_args(BernoulliSampler)
+AT_ONCE = 4
+"""Samples of a batch that are refined in one pass. Without gradients they take less than a training step of two; and on
+CPUs torch convolves single small volumes by a path several times as slow as that of batches."""
 PredictFlip = Callable[[Tensor, Tensor, Tensor, Tensor, Sequence[Tensor]], Tensor]
 """From y_t, t, prior, image and features to the log-odds of the flip: a :class:`~.network.Refiner`."""
 
@@ -84,7 +88,7 @@ def refine(
         network: in evaluation mode.
         diffusion: the process it was trained with.
         steps: from 1 to the diffusion's T; the network runs once a step and sample.
-        samples: how many masks are drawn and averaged, one after the other; at least 1.
+        samples: how many masks are drawn and averaged, up to AT_ONCE in one pass; at least 1.
         generator: of all draws, on the prior's device. Equal seeds give equal results.
         sampler: "ddim" or "ancestral".
         exclusive: whether classes exclude each other (softmax) or are regions (sigmoid).
@@ -106,8 +110,11 @@ def refine(
     probability = prior
     if refined.any():
         total = torch.zeros_like(prior)
-        for _ in range(samples):
-            total += _sample(prior, features, image, network, chain, generator, sampler, exclusive)
+        for first in range(0, samples, AT_ONCE):
+            count = min(AT_ONCE, samples - first)
+            repeated = (_repeated(given, count) for given in (prior, image))
+            drawn = _sample(*repeated, [_repeated(f, count) for f in features], network, chain, generator, sampler)
+            total += as_probabilities(drawn, exclusive).unflatten(0, (count, -1)).sum(0)
         probability = torch.where(refined, total / samples, prior)
     return Refined(probability, entropy_bits(probability, exclusive), refined.flatten(1).float().mean(1))
 
@@ -124,25 +131,29 @@ def uncertain_voxels(prior: Tensor, exclusive: bool, threshold_bits: float | Non
     return entropy_bits(prior, exclusive) > threshold_bits
 
 
+def _repeated(given: Tensor, count: int) -> Tensor:
+    """(B, ...) -> (count · B, ...)."""
+    return given.repeat(count, *(1,) * (given.ndim - 1))
+
+
 def _sample(
     prior: Tensor,
-    features: Sequence[Tensor],
     image: Tensor,
+    features: Sequence[Tensor],
     network: PredictFlip,
     chain: BernoulliDiffusion,
     generator: torch.Generator,
     sampler: BernoulliSampler,
-    exclusive: bool,
 ) -> Tensor:
-    """One sample's estimate of P(y_0 = 1), (B, K, ...)."""
+    """The log-odds of one sample's estimate of y_0, (B, K, ...)."""
     noisy = chain.start(prior, generator)
     for index in range(len(chain.timesteps) - 1, -1, -1):
         t = torch.full((len(prior),), chain.timesteps[index], dtype=torch.int64, device=prior.device)
-        clean = clean_log_odds(network(noisy, t, prior, image, features), noisy).sigmoid()
-        _require_finite(clean, "the refiner's estimate")
+        log_odds = clean_log_odds(network(noisy, t, prior, image, features), noisy)
+        _require_finite(log_odds.sigmoid(), "the refiner's estimate")
         if index:
+            clean = log_odds.sigmoid()
             at = torch.full_like(t, index)
             before = chain.ddim(noisy, clean, at) if sampler == "ddim" else chain.posterior(noisy, clean, prior, at)
             noisy = draw(before, generator)
-    # channels are diffused each on its own, so nothing else makes them sum to 1
-    return clean / clean.sum(1, keepdim=True).clamp_min(torch.finfo(clean.dtype).tiny) if exclusive else clean
+    return log_odds

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
+from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from torch import Tensor, nn
 
 from diffseg_nnunet.diffusion.bernoulli import BernoulliDiffusion, BernoulliSettings
 from diffseg_nnunet.refinement.degradation import chosen_samples, degraded_view, softened
-from diffseg_nnunet.refinement.losses import SEGMENTOR_WEIGHT, refiner_loss, segmentor_loss
-from diffseg_nnunet.refinement.masks import masks_of
+from diffseg_nnunet.refinement.losses import SEGMENTOR_WEIGHT, OverlapLoss, refiner_loss, segmentor_loss
+from diffseg_nnunet.refinement.masks import as_probabilities, masks_of
 from diffseg_nnunet.refinement.network import Refiner
 from diffseg_nnunet.refinement.sampling import BERNOULLI_SAMPLERS, BernoulliSampler
 from diffseg_nnunet.refinement.sizing import WIDTHS
@@ -42,6 +43,9 @@ class RefinementSettings(TrainingSettings):
         batch_size: patches; None: the plan's.
         skip_limit: iterations in a row that may be skipped because a gradient is not finite.
         diffusion: the process.
+        dice_weight: of the soft Dice loss of the estimate of y_0 beside the diffusion loss, taken a voxel and all its
+            classes [default; the paper has none].
+        start_share: of the samples whose time step is the last, where the reverse process starts [default].
         degrade: share of the samples of which the refiner is shown what the segmentor says of a worse view, less surely
             [default]: of training cases it is surer than of new ones
             (:mod:`~diffseg_nnunet.refinement.degradation`).
@@ -68,6 +72,8 @@ class RefinementSettings(TrainingSettings):
     batch_size: int | None = None
     skip_limit: int = 10
     diffusion: BernoulliSettings = field(default_factory=BernoulliSettings)
+    dice_weight: float = 1.0
+    start_share: float = 0.5
     degrade: float = 0.6
     samples: int = 4
     sampling_steps: int | None = 1
@@ -80,8 +86,11 @@ class RefinementSettings(TrainingSettings):
             raise ValueError(f"segmentor {self.segmentor} is none of {', '.join(SEGMENTOR_MODES)}")
         if self.optimizer != "adamw":
             raise ValueError(f"refiners are trained with adamw, not {self.optimizer}")
-        if not 0 <= self.degrade <= 1:
-            raise ValueError(f"degrade {self.degrade} is not in 0..1")
+        for name in ("degrade", "start_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} {getattr(self, name)} is not in 0..1")
+        if self.dice_weight < 0:
+            raise ValueError(f"dice_weight {self.dice_weight} is negative")
         if self.samples < 1:
             raise ValueError(f"{self.samples} samples are fewer than one")
         if self.sampling_steps is not None and not 1 <= self.sampling_steps <= self.diffusion.timesteps:
@@ -129,6 +138,21 @@ class Targets:
         """float32, of the same shape."""
         return logits.float().sigmoid() if self.regions else logits.float().softmax(1)
 
+    def dice_loss(self, weight: float, batch_dice: bool) -> OverlapLoss:
+        """nnU-Net's soft Dice loss of masks told by their log-odds: without the background, which regions have none
+        of.
+
+        Args:
+            weight: beside a loss that is summed over the classes; :func:`refiner_loss` has its mean.
+            batch_dice: whether a class's overlap is that in the whole batch, as nnU-Net plans it.
+        """
+        dice = MemoryEfficientSoftDiceLoss(None, batch_dice, do_bg=self.regions, smooth=1e-5, ddp=False)
+
+        def loss(log_odds: Tensor, clean: Tensor, valid: Tensor | None) -> Tensor:
+            return weight / self.classes * (1 + dice(as_probabilities(log_odds, not self.regions), clean, valid))
+
+        return loss
+
 
 class Collaboration:
     """A segmentor and its refiner, and what each of them learns from a batch.
@@ -138,10 +162,22 @@ class Collaboration:
         refiner: of the same grids; itself, not a wrapper around it.
         diffusion: the process.
         targets: how targets are read.
+        settings: what the refiner learns by.
+        batch_dice: as nnU-Net plans it.
     """
 
-    def __init__(self, segmentor: nn.Module, refiner: Refiner, diffusion: BernoulliDiffusion, targets: Targets):
+    def __init__(
+        self,
+        segmentor: nn.Module,
+        refiner: Refiner,
+        diffusion: BernoulliDiffusion,
+        targets: Targets,
+        settings: RefinementSettings,
+        batch_dice: bool = False,
+    ):
         self.segmentor, self.refiner, self.diffusion, self.targets = segmentor, refiner, diffusion, targets
+        self.start_share, weight = settings.start_share, settings.dice_weight
+        self.overlap = targets.dice_loss(weight, batch_dice) if weight else None
 
     def says(self, image: Tensor) -> Said:
         """What the segmentor says of an image (B, C, ...); one pass."""
@@ -168,7 +204,8 @@ class Collaboration:
     ) -> Tensor:
         """First half-step, in bits, of what the segmentor has said; gradients for the refiner alone."""
         clean, valid = self.targets.masks(target)
-        return refiner_loss(self.refiner, self.diffusion, clean, said.prior, said.features, image, generator, valid)
+        drawn = (said.prior, said.features, image, generator, valid)
+        return refiner_loss(self.refiner, self.diffusion, clean, *drawn, self.start_share, self.overlap)
 
     def segmentor_loss(
         self,

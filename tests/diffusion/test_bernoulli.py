@@ -234,6 +234,14 @@ def test_draws_repeat_with_the_seed_and_carry_no_gradient() -> None:
     assert set(process.sample_timesteps(500, seeded()).tolist()) == set(range(T))
 
 
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_a_share_of_the_time_steps_is_the_last(share: float) -> None:
+    drawn = torch.bincount(diffusion().sample_timesteps(20_000, seeded(), share), minlength=T) / 20_000
+    expected = torch.full((T,), (1 - share) / T)
+    expected[-1] += share
+    torch.testing.assert_close(drawn, expected, atol=0.015, rtol=0)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

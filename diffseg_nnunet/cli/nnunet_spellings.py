@@ -9,6 +9,7 @@ _ALIASES = {
     "-device": "--device",
     "--disable_tta": "--no-mirroring",
     "-pretrained_weights": "--pretrained",
+    "-step_size": "--step-size",
 }
 _ALWAYS_SO = ("--c", "--continue_prediction")
 """Whatever was interrupted goes on."""
@@ -24,7 +25,6 @@ _ANSWERS = {
     **dict.fromkeys(("-np", "-npp", "-nps"), _PROCESSES),
     "-num_gpus": "start `torchrun --nproc_per_node=N -m diffseg_nnunet train …`",
     **dict.fromkeys(("-num_parts", "-part_id"), _PARTS),
-    "-step_size": "windows overlap by half, nnU-Net's default",
     "--val": "a finished fold's validation cases are segmented already, in its folder validation",
     "--val_best": "predict with `diffseg predict --checkpoint checkpoint_best.pth`",
     "-prev_stage_predictions": "a cascade's first stage is predicted with on the way",

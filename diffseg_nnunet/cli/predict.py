@@ -34,6 +34,13 @@ def predict(
         str, typer.Option(help="File name of the folds' checkpoints, e.g. checkpoint_best.pth.")
     ] = "checkpoint_final.pth",
     no_mirroring: Annotated[bool, typer.Option("--no-mirroring", help="No test-time mirroring: faster.")] = False,
+    step_size: Annotated[
+        float,
+        typer.Option(
+            help="From one window to the next, as a share of the patch, above 0 and at most 1. Large scans take a "
+            "third of the windows with 0.75."
+        ),
+    ] = 0.5,
     postprocessing: Annotated[
         Path | None, typer.Option(help="nnU-Net's postprocessing.pkl to apply.", show_default=False)
     ] = None,
@@ -95,6 +102,11 @@ def predict(
         from diffseg_nnunet.inference.refining import RefineOptions
 
         check_choice("--strategy", strategy, STRATEGIES)
+        if not 0 < step_size <= 1:
+            raise BadInputError(
+                f"--step-size {step_size:g} is not above 0 and at most 1: windows would stand still or leave gaps.",
+                "Give 0.5, nnU-Net's, or a larger one to be faster.",
+            )
         if Path(checkpoint).name != checkpoint:
             raise BadInputError(f"--checkpoint {checkpoint} is no file name.", "Give one like checkpoint_best.pth.")
         if sampler is not None:
@@ -121,6 +133,7 @@ def predict(
             folds=folds,
             strategy=strategy,
             mirroring=not no_mirroring,
+            step_size=step_size,
             postprocessing=postprocessing,
             probabilities=npz,
             uncertainty=uncertainty,

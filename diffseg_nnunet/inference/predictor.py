@@ -27,8 +27,17 @@ CaseProgress = Callable[[int, int, str], None]
 """Called with (cases done, cases in all, case)."""
 
 
+STEP_SIZE = 0.5
+"""From one window to the next, as a share of the patch: nnU-Net's."""
+
+
 def load_predictor(
-    model_folder: Path, folds: Sequence[int | str], device: torch.device, mirroring: bool, checkpoint: str
+    model_folder: Path,
+    folds: Sequence[int | str],
+    device: torch.device,
+    mirroring: bool,
+    checkpoint: str,
+    step_size: float = STEP_SIZE,
 ) -> nnUNetPredictor:
     """nnU-Net's predictor with the trained folds of a model folder.
 
@@ -37,7 +46,7 @@ def load_predictor(
     """
     require_trained(model_folder, folds, checkpoint)
     require_one_plan(model_folder, folds, checkpoint)
-    predictor = nnUNetPredictor(use_mirroring=mirroring, device=device, allow_tqdm=False)
+    predictor = nnUNetPredictor(step_size, use_mirroring=mirroring, device=device, allow_tqdm=False)
     # nnU-Net's own checkpoint format, which is a pickle: only models of this workspace are read here
     predictor.initialize_from_trained_model_folder(str(model_folder), tuple(folds), checkpoint)
     predictor.plans_manager = plans_to_predict_with(predictor.plans_manager, predictor.network)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from diffseg_nnunet import registry
 from diffseg_nnunet.diffusion.bernoulli import BernoulliDiffusion
 from diffseg_nnunet.errors import BadInputError
+from diffseg_nnunet.inference.predictor import STEP_SIZE
 from diffseg_nnunet.raw_dataset import DATASET_JSON, read_json_object
 from diffseg_nnunet.refinement.binary import unpack_state
 from diffseg_nnunet.refinement.logits import bounded_logits, refined_logits
@@ -175,6 +176,7 @@ def load_refining_predictor(
     mirroring: bool,
     checkpoint: str,
     options: RefineOptions,
+    step_size: float = STEP_SIZE,
 ) -> RefiningPredictor:
     """A predictor with the refined folds of a model folder; nothing in their checkpoints is executed.
 
@@ -194,6 +196,7 @@ def load_refining_predictor(
         options,
         plans.get_label_manager(dataset_json).has_regions,
         settings.precision,
+        tile_step_size=step_size,
         use_mirroring=mirroring,
         device=device,
         allow_tqdm=False,

@@ -17,7 +17,7 @@ from diffseg_nnunet.atomic import full_disk_named, write_json
 from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.inference.export import endings, is_exported, partial_folder, publish, publish_case
 from diffseg_nnunet.inference.merging import merge_files_of_labels
-from diffseg_nnunet.inference.predictor import FailedCase, load_predictor, predict_cases
+from diffseg_nnunet.inference.predictor import STEP_SIZE, FailedCase, load_predictor, predict_cases
 from diffseg_nnunet.inference.refining import RefineOptions, load_refining_predictor
 from diffseg_nnunet.inference.uncertainty import UNCERTAINTY_FOLDER, Measure, entropy, measured, write_map
 from diffseg_nnunet.pipeline.device import prepare_device
@@ -45,6 +45,7 @@ class PredictionRequest:
         folds: averaged within a configuration.
         strategy: the trainer's registered name.
         mirroring: test-time mirroring over the axes the plan allows.
+        step_size: from one window to the next, as a share of the patch, within 0..1, 0 excluded.
         postprocessing: nnU-Net's postprocessing.pkl to apply, None for none.
         probabilities: also write the classes' probabilities, ``.npz`` and ``.pkl`` as nnU-Net does.
         uncertainty: also write maps of the uncertainty: how much the voters of a pixel ensemble disagree, and of all
@@ -58,6 +59,7 @@ class PredictionRequest:
     folds: tuple[Fold, ...]
     strategy: str = "finetune"
     mirroring: bool = True
+    step_size: float = STEP_SIZE
     postprocessing: Path | None = None
     probabilities: bool = False
     uncertainty: bool = False
@@ -247,6 +249,7 @@ def _model(project: Project, request: PredictionRequest) -> dict[str, Any]:
         "strategy": request.strategy,
         "checkpoints": checkpoints,
         "mirroring": request.mirroring,
+        "step_size": request.step_size,
         "postprocessing": None if request.postprocessing is None else file_digest(request.postprocessing),
         "uncertainty": request.uncertainty,
         "refine": None if request.refine is None else asdict(request.refine),
@@ -303,9 +306,10 @@ def _predict_one(
 
 def _predictor(project: Project, request: PredictionRequest, configuration: str, device: Any) -> Any:
     model = project.model_folder(request.trainer, configuration)
+    chosen = (model, request.folds, device, request.mirroring, request.checkpoint)
     if request.refine is None:
-        return load_predictor(model, request.folds, device, request.mirroring, request.checkpoint)
-    return load_refining_predictor(model, request.folds, device, request.mirroring, request.checkpoint, request.refine)
+        return load_predictor(*chosen, request.step_size)
+    return load_refining_predictor(*chosen, request.refine, request.step_size)
 
 
 def _measure(request: PredictionRequest, labels: Any) -> Measure | None:

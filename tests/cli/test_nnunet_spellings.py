@@ -18,6 +18,7 @@ from diffseg_nnunet.errors import BadInputError
         ("plan --gpu-memory 8 -d Dataset007_X", "plan Dataset007_X --gpu-memory 8"),
         ("predict 7 -i a -o b -chk best.pth", "predict -d 7 -i a -o b --checkpoint best.pth"),
         ("predict -d 7 -i a -o b --disable_tta -device=cpu", "predict -d 7 -i a -o b --no-mirroring --device=cpu"),
+        ("predict -d 7 -i a -o b -step_size 0.7", "predict -d 7 -i a -o b --step-size 0.7"),
         ("predict -d 7 -i a -o b --continue_prediction -f 0 1", "predict -d 7 -i a -o b -f 0 1"),
         ("convert msd -p --id 7", "convert msd -p --id 7"),  # of other commands nothing is touched
         ("--help", "--help"),

@@ -217,7 +217,10 @@ def test_predictions_replace_predictions_alone(project: TinyProject) -> None:
         path.write_text("of somebody else")
     predict = ("predict", "-d", 1, "-i", project.test_images, "-o")
     with FileLock(busy / ".diffseg_prediction.lock"):
-        foreign, second = project.diffseg.in_one_process([(*predict, output), (*predict, busy)])
+        foreign, second, leaping = project.diffseg.in_one_process(
+            [(*predict, output), (*predict, busy), (*predict, project.folder / "new", "--step-size", 1.5)]
+        )
+    leaping.refused("--step-size 1.5 is not above 0 and at most 1", "leave gaps", "Give 0.5")
     foreign.refused("annotated holds", ".npz, which `diffseg predict` has not written", "-o")
     second.refused("Another process is predicting into", "busy", "-o")
     theirs = [path for folder in (output, busy) for path in folder.rglob("[!.]*") if path.is_file()]

@@ -1,8 +1,8 @@
 """What the refiner (HiDiff, arXiv 2407.03548) is worth: segmentations before and after, paired, and what it costs.
 
 Usage: python benchmarks/refinement.py WORKSPACE [--data-set abdomen] [--strategy finetune] [--budgets 2cases 14cases]
-           [--seeds 0 1 2] [--variants frozen alternate binary binary_alternate entropy bounded] [--iterations 200]
-           [--measured] [--no-report]
+           [--seeds 0 1 2] [--variants frozen alternate binary binary_alternate published published_alternate
+           published_binary entropy bounded] [--iterations 600] [--measured] [--no-report]
 
 WORKSPACE is few_labels.py's (few_labels_hippocampus.py's with `--data-set hippocampus`), and the segmentors are those
 that it trained. Each is refined in every variant, with results of its own. The cases that the segmentors were tested
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--budgets", nargs="+")
     parser.add_argument("--seeds", type=int, nargs="+")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
-    parser.add_argument("--iterations", type=int, default=200, help="of every refiner")
+    parser.add_argument("--iterations", type=int, default=600, help="of every refiner")
     parser.add_argument("--width", type=int, default=8, help="of the refiner's first stage")
     parser.add_argument("--samples", type=int, default=4, help="averaged")
     parser.add_argument("--sampling-steps", type=int, default=1, help="of the reverse process, trained with 10")

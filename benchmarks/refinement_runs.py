@@ -32,12 +32,16 @@ from diffseg_nnunet.pipeline.starting import FINAL
 from diffseg_nnunet.raw_dataset import Case
 from diffseg_nnunet.training.checkpoint import file_digest
 
+_PUBLISHED = ("--dice-weight", 0, "--start-share", 0)
 VARIANTS = {
     "frozen": ("--segmentor", "frozen"),
     "alternate": ("--segmentor", "alternate"),
     "binary": ("--segmentor", "frozen", "--binary"),
     "binary_alternate": ("--segmentor", "alternate", "--binary"),
-    "entropy": ("--segmentor", "frozen", "--focal-gamma", 0),
+    "published": ("--segmentor", "frozen", *_PUBLISHED),
+    "published_alternate": ("--segmentor", "alternate", *_PUBLISHED),
+    "published_binary": ("--segmentor", "frozen", "--binary", *_PUBLISHED),
+    "entropy": ("--segmentor", "frozen", *_PUBLISHED, "--focal-gamma", 0),
     "bounded": (),
 }
 WORDS = {
@@ -45,7 +49,10 @@ WORDS = {
     "alternate": "alternate, full precision",
     "binary": "frozen, binarised",
     "binary_alternate": "alternate, binarised",
-    "entropy": "frozen, full precision, cross entropy in place of the focal loss",
+    "published": "frozen, full precision, the published loss",
+    "published_alternate": "alternate, full precision, the published loss",
+    "published_binary": "frozen, binarised, the published loss",
+    "entropy": "frozen, full precision, the published loss with cross entropy in place of the focal one",
     "bounded": "none: the segmentor's probabilities, bounded as a refiner's are",
 }
 BOUNDED = "bounded"

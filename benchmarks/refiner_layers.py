@@ -130,7 +130,7 @@ def measured(
     kind: type[Refiner], segmentor: nn.Module, training: Slices, test: Sequence[Slices], seed: int, iterations: int
 ) -> dict[str, float]:
     """Losses in bits, and DSC by steps and samples, of a refiner by the command's settings."""
-    settings, diffusion = RefinementSettings(segmentor="frozen"), BernoulliDiffusion(BernoulliSettings())
+    settings, diffusion = RefinementSettings(dice_weight=0, start_share=0), BernoulliDiffusion(BernoulliSettings())
     torch.manual_seed(seed)
     refiner = kind(planned_refiner(PLANNED, 1, CLASSES, WIDTH, False))
     collaboration = Collaboration(segmentor, refiner, diffusion, Targets(CLASSES, False, False), settings)

@@ -129,7 +129,9 @@ class DiffSegRefinerTrainer(SegmentationTrainer):
 
     def share_network(self) -> None:
         """No wrapper: two modules learn in turn, so their gradients are averaged after each half-step."""
-        self.loss = self._build_loss()  # once more: its Dice now spans the whole batch
+        # once more: Dice now spans the whole batch
+        self.loss = self._build_loss()
+        self.collaboration.share_batch()
 
     def take_segmentor(self, weights: Mapping[str, Tensor], source: str, record: Mapping[str, str]) -> None:
         """Take over a finished segmentor, output layers included, after :meth:`initialize`.
@@ -272,7 +274,7 @@ class DiffSegRefinerTrainer(SegmentationTrainer):
         options = self.sampling_options()
         with self._averaged(), autocast(self.device, self._compute_dtype()):
             said = self.collaboration.says(image)
-            if not said.finite:
+            if not processes.all_agree(said.finite, self.device):  # the loss may be of all processes' batches
                 return self._validated(math.nan, said.prior, said.prior, target)
             loss = self.collaboration.refiner_loss(said, image, target, noise)
             refined = refine(

@@ -37,8 +37,8 @@ def predict(
     step_size: Annotated[
         float,
         typer.Option(
-            help="From one window to the next, as a share of the patch, above 0 and at most 1. Large scans take a "
-            "third of the windows with 0.75."
+            help="From one window to the next, as a share of the patch, above 0 and at most 1. Volumes much larger "
+            "than it take a third of the windows with 0.75."
         ),
     ] = 0.5,
     postprocessing: Annotated[

@@ -65,7 +65,9 @@ def refine(
     ] = 4,
     sampling_steps: Annotated[
         int,
-        typer.Option(min=1, help="Of the reverse process there. Each takes a pass of the refiner a sample and window."),
+        typer.Option(
+            min=1, help="Of the reverse process there. Each takes the refiner once over all samples of a window."
+        ),
     ] = 1,
     sampler: Annotated[str, typer.Option(help="Of these steps: ddim or ancestral.")] = "ddim",
     checkpoint: Annotated[

@@ -21,7 +21,7 @@ from diffseg_nnunet.inference.predictor import STEP_SIZE, FailedCase, load_predi
 from diffseg_nnunet.inference.refining import RefineOptions, load_refining_predictor
 from diffseg_nnunet.inference.uncertainty import UNCERTAINTY_FOLDER, Measure, entropy, measured, write_map
 from diffseg_nnunet.pipeline.device import prepare_device
-from diffseg_nnunet.pipeline.prediction_checks import check_refiners, require_maps, require_models
+from diffseg_nnunet.pipeline.prediction_checks import check_refiners, models_read, require_maps, require_models
 from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.pipeline.records import image_stamps, read_record
 from diffseg_nnunet.pipeline.refining import REFINE
@@ -211,7 +211,8 @@ def _predict(
 ) -> list[FailedCase]:
     failed: list[FailedCase] = []
     model, inputs, previous = _model(project, request), image_stamps(cases), read_record(output / RECORD)
-    known = previous.get("inputs", {}) if previous.get("model") == model else {}
+    before = {"step_size": STEP_SIZE, **previous.get("model", {})}  # what it was while there was no choice
+    known = previous.get("inputs", {}) if before == model else {}
     outdated = [case for case in cases if known.get(case.identifier) != inputs[case.identifier]]
     exported = all(is_exported(output, case.identifier, ending, request.probabilities) for case in cases)
     if previous.get("finished") and not outdated and exported:
@@ -238,10 +239,10 @@ def _model(project: Project, request: PredictionRequest) -> dict[str, Any]:
     if request.postprocessing is not None and not request.postprocessing.is_file():
         raise BadInputError(f"There is no file {request.postprocessing}.", "Correct --postprocessing.")
     checkpoints = {
-        f"{configuration}/fold_{fold}": file_digest(
-            project.model_folder(request.trainer, configuration) / f"fold_{fold}" / request.checkpoint
+        f"{configuration if trainer == request.trainer else f'{trainer}/{configuration}'}/fold_{fold}": file_digest(
+            project.model_folder(trainer, configuration) / f"fold_{fold}" / request.checkpoint
         )
-        for configuration in request.configurations
+        for trainer, configuration in models_read(project, request)
         for fold in request.folds
     }
     return {

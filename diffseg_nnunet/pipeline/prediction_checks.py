@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,26 +21,31 @@ if TYPE_CHECKING:
     from diffseg_nnunet.pipeline.prediction import PredictionRequest
 
 
-def require_models(project: Project, request: PredictionRequest) -> None:
-    """Raises BadInputError if a model is not trained, or its folds not by one plan: of a configuration, of what is left
-    unrefined of it, or of the stages of the cascade before it."""
+def models_read(project: Project, request: PredictionRequest) -> Iterator[tuple[str, str]]:
+    """Trainer and configuration of each model that a prediction depends on: of the configurations, of what is left
+    unrefined of them, and of the stages of the cascades before them. What comes after a model is read from its plans.
+    """
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    def required(trainer: str, configuration: str) -> None:
-        model, kind = project.model_folder(trainer, configuration), "refine" if trainer == REFINE else "train"
-        command = f"{kind} {project.id} -c {configuration} --strategy {request.strategy}"
-        require_trained(model, request.folds, request.checkpoint, command)
-        require_one_plan(model, request.folds, request.checkpoint)
-
     for configuration in request.configurations:
-        for trainer in (request.trainer, request.strategy) if request.refined_structures else (request.trainer,):
-            required(trainer, configuration)
+        yield request.trainer, configuration
+        if request.refined_structures:
+            yield request.strategy, configuration
         model = project.model_folder(request.trainer, configuration)
         stages = PlansManager(read_json_object(model / "plans.json"))
         before = stages.get_configuration(configuration).previous_stage_name
         while before is not None:
-            required(request.strategy, before)
+            yield request.strategy, before
             before = stages.get_configuration(before).previous_stage_name
+
+
+def require_models(project: Project, request: PredictionRequest) -> None:
+    """Raises BadInputError if a model that is read is not trained, or its folds not by one plan."""
+    for trainer, configuration in models_read(project, request):
+        model, kind = project.model_folder(trainer, configuration), "refine" if trainer == REFINE else "train"
+        command = f"{kind} {project.id} -c {configuration} --strategy {request.strategy}"
+        require_trained(model, request.folds, request.checkpoint, command)
+        require_one_plan(model, request.folds, request.checkpoint)
 
 
 def check_refiners(project: Project, request: PredictionRequest) -> None:

@@ -21,13 +21,27 @@ _KEPT_REFINING = (
     "segmentor_weight",
     "binary",
     "diffusion",
+    "dice_weight",
+    "start_share",
     "degrade",
     "samples",
     "sampling_steps",
     "sampler",
 )
 
-_EQUAL_REFINING = ("width", "segmentor", "binary", "diffusion", "samples", "sampling_steps", "sampler")
+_EQUAL_REFINING = (
+    *(
+        "width",
+        "segmentor",
+        "binary",
+        "diffusion",
+        "dice_weight",
+        "start_share",
+        "samples",
+        "sampling_steps",
+        "sampler",
+    ),
+)
 """What folds that predict together, and are compared together, have in common."""
 
 

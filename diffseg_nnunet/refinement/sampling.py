@@ -87,7 +87,7 @@ def refine(
         image: what it was given, (B, C, ...).
         network: in evaluation mode.
         diffusion: the process it was trained with.
-        steps: from 1 to the diffusion's T; the network runs once a step and sample.
+        steps: from 1 to the diffusion's T; the network runs once a step and AT_ONCE samples.
         samples: how many masks are drawn and averaged, up to AT_ONCE in one pass; at least 1.
         generator: of all draws, on the prior's device. Equal seeds give equal results.
         sampler: "ddim" or "ancestral".

@@ -45,7 +45,8 @@ class RefinementSettings(TrainingSettings):
         diffusion: the process.
         dice_weight: of the soft Dice loss of the estimate of y_0 beside the diffusion loss, taken a voxel and all its
             classes [default; the paper has none].
-        start_share: of the samples whose time step is the last, where the reverse process starts [default].
+        start_share: of the samples, whose time step is the last, where the reverse process starts, and not any of the T
+            [default].
         degrade: share of the samples of which the refiner is shown what the segmentor says of a worse view, less surely
             [default]: of training cases it is surer than of new ones
             (:mod:`~diffseg_nnunet.refinement.degradation`).
@@ -138,15 +139,16 @@ class Targets:
         """float32, of the same shape."""
         return logits.float().sigmoid() if self.regions else logits.float().softmax(1)
 
-    def dice_loss(self, weight: float, batch_dice: bool) -> OverlapLoss:
+    def dice_loss(self, weight: float, batch_dice: bool, shared: bool = False) -> OverlapLoss:
         """nnU-Net's soft Dice loss of masks told by their log-odds: without the background, which regions have none
         of.
 
         Args:
             weight: beside a loss that is summed over the classes; :func:`refiner_loss` has its mean.
             batch_dice: whether a class's overlap is that in the whole batch, as nnU-Net plans it.
+            shared: whether the batch is that of all processes, which are then to ask for the loss together.
         """
-        dice = MemoryEfficientSoftDiceLoss(None, batch_dice, do_bg=self.regions, smooth=1e-5, ddp=False)
+        dice = MemoryEfficientSoftDiceLoss(None, batch_dice, do_bg=self.regions, smooth=1e-5, ddp=shared)
 
         def loss(log_odds: Tensor, clean: Tensor, valid: Tensor | None) -> Tensor:
             return weight / self.classes * (1 + dice(as_probabilities(log_odds, not self.regions), clean, valid))
@@ -176,8 +178,12 @@ class Collaboration:
         batch_dice: bool = False,
     ):
         self.segmentor, self.refiner, self.diffusion, self.targets = segmentor, refiner, diffusion, targets
-        self.start_share, weight = settings.start_share, settings.dice_weight
-        self.overlap = targets.dice_loss(weight, batch_dice) if weight else None
+        self.start_share, self._dice = settings.start_share, (settings.dice_weight, batch_dice)
+        self.share_batch(False)
+
+    def share_batch(self, shared: bool = True) -> None:
+        """Whether the batch, of which the Dice loss may be, is that of all processes."""
+        self.overlap = self.targets.dice_loss(*self._dice, shared) if self._dice[0] else None
 
     def says(self, image: Tensor) -> Said:
         """What the segmentor says of an image (B, C, ...); one pass."""

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.pipeline
 
 LABELS = ("lungs", "left_kidney", "right_kidney")
-QUICK = ("--iterations", 6, "--steps", 2, "--width", 8, "--samples", 2, "--seed", 7)
+LOSS = ("--dice-weight", 0.5, "--start-share", 0.25, "--degrade", 0.5)
+QUICK = ("--iterations", 6, "--steps", 2, "--width", 8, "--samples", 2, "--seed", 7, *LOSS)
 ALTERNATE = ("--segmentor", "alternate")
 REFINER = "DiffSegRefinerTrainer"
 
@@ -160,6 +161,7 @@ def test_the_run_uses_the_refiner_where_validation_speaks_for_it(refined: TinyPr
     manifest_path.write_text(json.dumps(manifest))
     project.diffseg("run", 1).ok()
     assert predicted_with()["refined_structures"] == ["lungs"]
+    assert list(predicted_with()["checkpoints"]) == ["3d_fullres/fold_0", "finetune/3d_fullres/fold_0"]
     by_hand = ("predict", "-d", 1, "-i", project.test_images, "-o", tmp_path / "by_hand", "--refine")
     alike, unknown = project.diffseg.in_one_process(
         [(*by_hand, "--refine-structures", "lungs"), (*by_hand, "--refine-structures", "lungs,tail")]
@@ -231,6 +233,17 @@ def test_what_does_not_go_together(refined: TinyProject, tmp_path: Path) -> None
         run.refused(words)
     # what was predicted before stays
     assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in out.iterdir()} == before
+
+    # and is not done once more where it was recorded before the step could be chosen
+    record = json.loads((out / "diffseg_prediction.json").read_text())
+    assert record["model"].pop("step_size") == 0.5
+    (out / "diffseg_prediction.json").write_text(json.dumps(record))
+    again, leaping = refined.diffseg.in_one_process([(*common, *once), (*common, *once, "--step-size", 1)])
+    again.ok()
+    leaping.ok()
+    assert "predict 3d_fullres" not in again.out
+    assert json.loads((out / "diffseg_prediction.json").read_text())["model"]["step_size"] == 1
+    assert all(path.stat().st_mtime_ns > before[path][1] for path in out.glob("*.nii.gz"))
 
 
 def test_a_refiner_of_another_version(refined: TinyProject, tmp_path: Path) -> None:

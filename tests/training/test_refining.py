@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from monai.losses import DiceLoss
 from torch import Tensor
 
 from diffseg_nnunet.training.refining import RefinementSettings, Targets
+from tests.process_state import environment_restored
 
 LABELS, REGIONS = Targets(4, regions=False, ignore=True), Targets(3, regions=True, ignore=False)
 
@@ -86,3 +91,24 @@ def test_what_is_never_sure_is_in_no_voxel_the_likeliest_but_in_overlap() -> Non
 def test_settings_that_cannot_be(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         RefinementSettings(**changes)
+
+
+def test_the_dice_loss_of_a_shared_batch_teaches_what_that_of_the_whole_does(tmp_path: Path) -> None:
+    log_odds, clean = drawn(LABELS)
+    slope = torch.nn.Parameter(torch.tensor([0.5, 1.0, 1.5, 2.0]).reshape(1, 4, 1, 1, 1))
+    torch.save({"log_odds": log_odds, "clean": clean, "slope": slope.detach()}, tmp_path / "given.pth")
+    program = Path(__file__).with_name("parallel_dice.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    with environment_restored():
+        done = subprocess.run(
+            [*command, program, tmp_path / "given.pth", tmp_path / "found.pth"],
+            capture_output=True, text=True, timeout=300, check=False,
+        )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    LABELS.dice_loss(1.0, batch_dice=True)(slope * log_odds, clean, None).backward()
+    torch.testing.assert_close(torch.load(tmp_path / "found.pth", weights_only=True), slope.grad)
+    apart = sum(
+        torch.autograd.grad(LABELS.dice_loss(1.0, True)(slope * log_odds[[n]], clean[[n]], None), slope)[0]
+        for n in (0, 1)
+    )
+    assert not torch.allclose(apart / 2, slope.grad, rtol=1e-3)

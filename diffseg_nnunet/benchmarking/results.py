@@ -12,7 +12,7 @@ import numpy as np
 from diffseg_nnunet.benchmarking.protocol import TWIN
 from diffseg_nnunet.benchmarking.runs import Run, RunRecord
 from diffseg_nnunet.errors import BadInputError
-from diffseg_nnunet.evaluation.comparison import Comparison, PairedScore, compare, holm, out_of_reach
+from diffseg_nnunet.evaluation.comparison import Comparison, PairedScore, compare, completed, holm, out_of_reach
 from diffseg_nnunet.evaluation.statistics import (
     ALL_STRUCTURES,
     Evaluation,
@@ -98,10 +98,11 @@ def _mean(evaluation: Evaluation, metric: str, structure: str) -> float:
 def averaged(evaluations: Sequence[Evaluation]) -> Evaluation:
     """Scores of the same cases averaged, structure by structure, over evaluations that differ in the seed.
 
-    An undefined score is left out of the average of its structure and case; a case that one of them could not score
-    is left out altogether, and is a failure.
+    An undefined score is left out of the average of its structure and case, unless another seed invents what this one
+    rightly leaves out (:func:`~diffseg_nnunet.evaluation.comparison.completed`); a case that one of them could not
+    score is left out altogether, and is a failure.
     """
-    first = evaluations[0]
+    first, evaluations = evaluations[0], completed(evaluations)
     scored = set.intersection(*({mean.case for mean in evaluation.case_means} for evaluation in evaluations))
     values: dict[tuple[str, str], list[ScoreRow]] = defaultdict(list)
     for row in (row for evaluation in evaluations for row in evaluation.rows if row.case in scored):
@@ -179,7 +180,8 @@ def _with_comparison(one: Group, twin: Group | None) -> Group:
     shared = tuple(seed for seed in one.seeds if seed in twin.evaluations)
     if not shared:
         return one
-    pairs = [_of_equal_scores(one.evaluations[seed], twin.evaluations[seed]) for seed in shared]
+    both = completed([each.evaluations[seed] for each in (one, twin) for seed in shared])
+    pairs = [_of_equal_scores(*pair) for pair in zip(both[: len(shared)], both[len(shared) :], strict=True)]
     own, theirs = (averaged(side) for side in zip(*pairs, strict=True))
     try:
         comparison = compare(own, theirs)

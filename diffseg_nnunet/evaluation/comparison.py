@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -10,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from diffseg_nnunet.errors import BadInputError
-from diffseg_nnunet.evaluation.statistics import ALL_STRUCTURES, Estimate, Evaluation, mean_with_interval
+from diffseg_nnunet.evaluation.statistics import ALL_STRUCTURES, Estimate, Evaluation, ScoreRow, mean_with_interval
 
 HIGHER_IS_BETTER = {"dsc": True, "nsd": True, "iou": True, "hd95_mm": False, "assd_mm": False}
 """The scores that are compared, and which way is better."""
@@ -21,9 +22,11 @@ COMPARISON_METHOD = (
     "none else). p_holm: Holm's correction over the structures, per score; overall is one test of its own and is not "
     "corrected. rank_biserial: matched-pairs rank-biserial correlation, -1 to 1, above 0 where the prediction is "
     "better. A score that is undefined on either side is left out and counted: a side that misses a structure "
-    "altogether is punished by its DSC, IoU and NSD, not by its distances."
+    "altogether is punished by its DSC, IoU and NSD, not by its distances. Where one side invents a structure, "
+    "one that rightly leaves it out has these scores of 1, also by protocols that leave out what is in neither map."
 )
 
+_OVERLAPS = ("dsc", "nsd", "iou")
 LEVEL = 0.05
 _DECIMALS = 9
 
@@ -82,6 +85,7 @@ def compare(prediction: Evaluation, against: Evaluation, *, seed: int = 0) -> Co
     cases = _shared_cases(prediction, against)
     if not cases:
         raise BadInputError("No case was scored in both predictions.", "See the failures of both evaluations.")
+    prediction, against = completed([prediction, against])
     structures = [summary.structure for summary in prediction.structures]
     scores: list[PairedScore] = []
     for metric in HIGHER_IS_BETTER:
@@ -97,6 +101,32 @@ def compare(prediction: Evaluation, against: Evaluation, *, seed: int = 0) -> Co
     limit = out_of_reach(len(cases), len(structures), "structures")
     method = COMPARISON_METHOD if limit is None else f"{COMPARISON_METHOD} {limit}"
     return Comparison(tuple(scores), cases, tuple(sorted(left_out)), method)
+
+
+def completed(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
+    """Evaluations of the same references, in which what is rightly left out scores 1 where another one invents it.
+
+    Protocols that leave a structure out which is in neither map define its overlap for a prediction that invents it
+    alone: compared or averaged with one that does not, the error would fall out of both.
+    """
+    scored = [{(row.case, row.structure): row for row in each.rows} for each in evaluations]
+    changes: list[dict[tuple[str, str], dict[str, float]]] = [{} for _ in evaluations]
+    for key in set().union(*scored):
+        rows = [rows.get(key) for rows in scored]
+        for metric in _OVERLAPS:
+            if any(row is not None and not math.isnan(getattr(row, metric)) for row in rows):
+                for row, changed in zip(rows, changes, strict=True):
+                    if row is not None and _is_left_out(row, metric):
+                        changed.setdefault(key, {})[metric] = 1.0
+    return [
+        replace(each, rows=tuple(replace(row, **changed.get((row.case, row.structure), {})) for row in each.rows))
+        for each, changed in zip(evaluations, changes, strict=True)
+    ]
+
+
+def _is_left_out(row: ScoreRow, metric: str) -> bool:
+    """Whether a score is undefined since neither map has the structure."""
+    return math.isnan(getattr(row, metric)) and row.reference_ml == 0 and row.prediction_ml == 0
 
 
 def smallest_p(cases: int) -> float:

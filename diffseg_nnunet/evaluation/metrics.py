@@ -15,7 +15,8 @@ HD95_PERCENT = 95
 NAN = float("nan")
 
 ABSENT_STRUCTURE_RULES = (
-    "Structure empty in both reference and prediction: DSC = IoU = NSD = 1, HD95 = ASSD = 0 mm, volume error 0. "
+    "Structure empty in both reference and prediction: DSC = IoU = NSD = 1, HD95 = ASSD = 0 mm, volume error 0 "
+    "(where the reference has voxels to ignore, in which it may be: undefined, left out of all means). "
     "Empty in exactly one: DSC = IoU = NSD = 0, HD95 and ASSD undefined (null or empty), left out of their means and "
     "counted; the relative volume error is undefined too where the reference is empty."
 )

@@ -50,7 +50,8 @@ def score_label_maps(
         structures: what to score, with the values of both maps and the tolerances.
         spacing_mm: voxel spacing in mm, in the order of the axes.
         protocol: the rules.
-        ignore: label of the reference whose voxels count for neither side.
+        ignore: label of the reference whose voxels count for neither side; where it has any, a structure that is empty
+            on both sides beside them may not have been annotated at all, and its scores are undefined.
 
     Returns:
         Name to scores, in the order of `structures`; undefined scores are NaN.
@@ -63,7 +64,7 @@ def score_label_maps(
     # the official scripts take a single slice for a volume
     slice_axis = None if protocol.file_axes or 1 not in reference.shape else reference.shape.index(1)
     reference_boxes, prediction_boxes = label_boxes(reference), label_boxes(prediction)
-    scored = {}
+    partial, scored = ignore in reference_boxes, {}
     for structure in structures:
         # Masks of the whole volume, two for every structure, would cost more than the scores of small organs.
         present = [reference_boxes[value] for value in structure.reference if value in reference_boxes]
@@ -73,7 +74,8 @@ def score_label_maps(
         if ignore is not None:
             counted = reference[box] != ignore
             masks = [mask & counted for mask in masks]
-        scored[structure.name] = _score(masks[0], masks[1], structure, spacing_mm, protocol, slice_axis)
+        rules = replace(protocol, both_empty="left out") if partial else protocol
+        scored[structure.name] = _score(masks[0], masks[1], structure, spacing_mm, rules, slice_axis)
     return scored
 
 

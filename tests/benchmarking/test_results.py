@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -36,6 +37,16 @@ def test_scores_are_averaged_case_by_case() -> None:
     assert rows["a", "spleen"].dsc == pytest.approx(0.4), "undefined in one seed"
     assert math.isnan(rows["b", "spleen"].dsc)
     assert found.overall.dsc.mean == pytest.approx(((0.3 + 0.4) / 2 + 0.7) / 2)
+
+
+def test_a_seed_that_invents_a_structure_does_not_speak_for_those_that_do_not() -> None:
+    """A protocol that leaves out what is in neither map: one of three networks invents the spleen."""
+    right, wrong = evaluation({"a": {"liver": 0.5, "spleen": NAN}}), evaluation({"a": {"liver": 0.5, "spleen": 0.0}})
+    absent = replace(right, rows=tuple(replace(row, reference_ml=0.0, prediction_ml=0.0) for row in right.rows[1:]))
+    absent = replace(absent, rows=(right.rows[0], *absent.rows))
+    (_, spleen) = averaged([absent, wrong, absent]).rows
+    assert spleen.dsc == pytest.approx(2 / 3)
+    assert math.isnan(averaged([absent, absent]).rows[1].dsc)
 
 
 def test_one_seed_is_left_as_it_is() -> None:

@@ -157,6 +157,23 @@ def test_smaller_distances_win_and_undefined_ones_are_left_out() -> None:
     assert overall.difference.mean == pytest.approx(np.mean([(0 + 2) / 2, -0.5, -1, -1.5, -2, -5]))
 
 
+def test_an_invented_structure_is_a_loss_also_where_its_absence_is_left_out() -> None:
+    """Six cases without a spleen: left out of the means of a side that finds none, 0 of one that invents it."""
+    mine = {(f"c{n}", name): value for n in range(6) for name, value in (("liver", (0.9, 1.0)), ("spleen", (0.0, NAN)))}
+    theirs = {(f"c{n}", "liver"): (0.89, 1.0) for n in range(6)}
+    inventing, absent = evaluation(mine), evaluation(theirs)
+    rows = (*absent.rows, *(ScoreRow(f"c{n}", "spleen", NAN, NAN, NAN, 0.0, 0.0) for n in range(6)))
+    right = replace(absent, rows=rows)
+    comparison = compare(inventing, right)
+    for metric in ("dsc", "nsd", "iou"):
+        spleen, overall = (of(comparison, name, metric) for name in ("spleen", ALL_STRUCTURES))
+        assert (spleen.difference.mean, spleen.wins, spleen.losses) == (-1, 0, 6)
+        assert overall.losses == 6
+    assert of(comparison, "spleen", "hd95_mm").difference.n == 0
+    # of two that find none, there is nothing to compare
+    assert of(compare(right, right), "spleen").difference.n == 0
+
+
 def test_exchanging_the_predictions_exchanges_the_signs() -> None:
     there, back = compare(*paired()), compare(*paired()[::-1])
     for one, other in zip(there.scores, back.scores, strict=True):

@@ -46,6 +46,24 @@ def test_ignored_voxels_count_for_neither_side() -> None:
     assert (scores.dsc, scores.hd95_mm, scores.prediction_ml) == (1.0, 0.0, pytest.approx(0.096))
 
 
+@pytest.mark.parametrize("name", ["plain", "flare22", "btcv"])
+def test_what_may_not_have_been_annotated_is_not_perfect(name: str) -> None:
+    """A case of which the liver alone was annotated: the background may be anything."""
+    reference, prediction = np.full((6, 6, 6), 7, dtype=np.uint8), np.zeros((6, 6, 6), dtype=np.uint8)
+    reference[:3] = prediction[:3] = 1
+    prediction[4, :3] = 3  # in what is ignored
+    prediction[1, 0, 0] = 4  # in the liver
+    structures = {"liver": ((1,), (1,)), "aorta": ((2,), (2,)), "spleen": ((3,), (3,)), "pancreas": ((4,), (4,))}
+    scores = scores_of(reference, prediction, structures, find_protocol(name), ignore=7)
+    assert scores["liver"].dsc > 0.99
+    assert scores["pancreas"].dsc == 0.0  # invented where something else was annotated
+    for unknown in ("aorta", "spleen"):
+        assert np.isnan([getattr(scores[unknown], name) for name in ("dsc", "nsd", "iou", "hd95_mm")]).all()
+    # nothing to ignore: what is in neither is known not to be there
+    whole = scores_of(np.where(reference == 7, 0, reference), prediction, structures, ignore=7)
+    assert whole["aorta"].dsc == 1.0
+
+
 @pytest.mark.parametrize("name", ["btcv", "synapse8"])
 def test_organs_in_neither_map_are_left_out(name: str) -> None:
     reference, prediction = np.zeros((2, 4, 4, 4), dtype=np.uint8)

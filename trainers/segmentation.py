@@ -101,7 +101,8 @@ class SegmentationTrainer(DiffSegTrainerBase):
     @cached_property
     def annotations(self) -> Mapping[str, Annotation] | None:
         """What is annotated in each training case; None where whole cases are."""
-        return sparse_annotations(self.preprocessed_dataset_folder_base, self.fold)
+        axis = self.plans_manager.transpose_forward[0]
+        return sparse_annotations(self.preprocessed_dataset_folder_base, self.fold, axis)
 
     def initialize(self) -> None:
         if self.annotations is not None:

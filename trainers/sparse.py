@@ -17,20 +17,25 @@ from diffseg_nnunet.budgets.folds import read_budget_folds
 from diffseg_nnunet.raw_dataset import SPLITS_FILE, values_of_labels
 
 
-def sparse_annotations(folder: str | None, fold: int | str) -> dict[str, Annotation] | None:
+def sparse_annotations(folder: str | None, fold: int | str, slice_axis: int) -> dict[str, Annotation] | None:
     """What is annotated in each training case of a fold; None where whole cases are.
 
     Args:
         folder: the data set's in nnUNet_preprocessed.
+        slice_axis: of the images as nnU-Net reads them, that is the first of the preprocessed ones.
 
     Raises:
-        BadInputError: the record of label budgets cannot be read, or disagrees with the splits.
+        BadInputError: the record of label budgets cannot be read, disagrees with the splits, or is of slices along
+            another axis.
     """
     splits = Path(folder) / SPLITS_FILE if folder is not None else None
     if fold == "all" or splits is None or not splits.is_file():
         return None
     budget = read_budget_folds(splits.parent, json.loads(splits.read_text(encoding="utf-8"))).get(int(fold))
-    return None if budget is None else budget.annotations()
+    if budget is None:
+        return None
+    budget.require_axis(slice_axis)
+    return budget.annotations()
 
 
 def with_ignore_label(plans_manager: Any, dataset_json: Mapping[str, Any]) -> LabelManager:

@@ -112,14 +112,22 @@ def _known(origin: Origin | None) -> str:
     return f", but was converted as '{origin.converter}'"
 
 
-def refuse_seen(checkpoint: Mapping[str, Any], dataset: str, division: Division, source: str) -> None:
-    """Raises BadInputError if a pretraining saw a test case.
+def refuse_seen(
+    checkpoint: Mapping[str, Any], dataset: str, division: Division, source: str, learnt: Iterable[str] = ()
+) -> None:
+    """Raises BadInputError if a pretraining saw a test case, or a training learnt its labels.
 
     Args:
         checkpoint: the pretrained one.
         dataset: the labelled data set.
         source: the checkpoint's name, for the message.
+        learnt: cases whose labels the checkpoint was trained on.
     """
+    if known := sorted(set(learnt) & set(division.test)):
+        raise BadInputError(
+            f"{source} was trained on the labels of {len(known)} test case(s): {listed(known)}.",
+            "Give a checkpoint that has not seen them.",
+        )
     seen = seen_in_pretraining(checkpoint, dataset, list(division.test))
     if seen:
         raise BadInputError(

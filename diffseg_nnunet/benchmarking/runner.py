@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import Any, TypeVar
 
 from diffseg_nnunet.atomic import DISK_FULL, write_json, write_text
 from diffseg_nnunet.benchmarking.curves import LearningCurve
 from diffseg_nnunet.benchmarking.divisions import Division, divisions, ensure_fold
 from diffseg_nnunet.benchmarking.protocol import TWIN, BenchmarkProtocol
 from diffseg_nnunet.benchmarking.provenance import Pool, recorded_pool, refuse_copies, refuse_seen
-from diffseg_nnunet.benchmarking.runs import Run, RunRecord, State, list_runs, run_signature, set_aside_other, state_of
+from diffseg_nnunet.benchmarking.runs import (
+    Run,
+    RunRecord,
+    State,
+    fold_numbers,
+    list_runs,
+    run_signature,
+    set_aside_other,
+    state_of,
+)
 from diffseg_nnunet.budgets.folds import BudgetFold
 from diffseg_nnunet.errors import BadInputError, DiffSegError
 from diffseg_nnunet.evaluation.labels import read_label_names
@@ -28,7 +37,7 @@ from diffseg_nnunet.pipeline.label_budgets import draw_budget
 from diffseg_nnunet.pipeline.planning import PlanRequest
 from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.pipeline.records import read_record
-from diffseg_nnunet.pipeline.starting import is_planned_source, refuse_misfit
+from diffseg_nnunet.pipeline.starting import is_planned_source, learnt_in_training, refuse_misfit
 from diffseg_nnunet.pipeline.verifying import is_verified, verify
 from diffseg_nnunet.planning.gpus import resolve_device
 from diffseg_nnunet.planning.section import diffseg_section
@@ -41,6 +50,7 @@ from diffseg_nnunet.verification import listed
 
 TRACEBACK, PLAN, NETWORKS = "traceback.txt", "plan.json", "networks"
 _PREPARED = ("verify", "plan", "preprocess")
+T = TypeVar("T")
 
 
 @dataclass
@@ -114,7 +124,9 @@ class Benchmark:
         given = None if self.given is None else file_digest(self.given)
         runs = list_runs(self.protocol, len(folds))
         return {
-            run: run_signature(self.protocol, run, self._settings(run).to_json(), folds[run.fold], request, data, given)
+            run: run_signature(
+                self.protocol, run, self._settings(run).to_json(), self._of(run, folds), request, data, given
+            )
             for run in runs
         }
 
@@ -150,9 +162,13 @@ class Benchmark:
             for number, (run, signature) in enumerate(signatures.items(), start=1):
                 if run.seed == seed:
                     self.project.reporter.info(f"run {number} of {len(signatures)}: {run.name}")
-                    self._attempt(run, folds[run.fold], base[run.fold], signature)
+                    self._attempt(run, self._of(run, folds), self._of(run, base), signature)
             report(self, folds)
         return self.states(folds)
+
+    def _of(self, run: Run, of_folds: Sequence[T]) -> T:
+        """What belongs to a run's fold, of something that the benchmark has of each."""
+        return of_folds[fold_numbers(self.protocol, len(of_folds)).index(run.fold)]
 
     def _prepare(self) -> tuple[Division, ...]:
         """Verify, plan and preprocess; refuse what would make the result worthless before anything is trained."""
@@ -204,7 +220,7 @@ class Benchmark:
         refuse_misfit(self.project, TWIN, self.protocol.configuration, TrainingSettings(), given, adapts)
         content = load_safely(given)
         for division in folds:
-            refuse_seen(content, self.project.name, division, str(given))
+            refuse_seen(content, self.project.name, division, str(given), learnt_in_training(content, self.project))
         pool, warn = recorded_pool(content), self.project.reporter.warn
         if pool is None:
             warn(f"{given} does not record what it was trained on: whether it has seen test cases is not known")
@@ -221,7 +237,7 @@ class Benchmark:
 
     def _attempt(self, run: Run, division: Division, base: int, signature: str) -> None:
         """One run; what goes wrong is recorded, and the others go on. Only what would stop them all is raised."""
-        folder = run.folder(self.output)
+        folder, unexpected = run.folder(self.output), None
         try:
             self._complete(run, division, base, signature)
             return
@@ -230,8 +246,12 @@ class Benchmark:
         except Exception as error:
             if isinstance(error, OSError) and error.errno in DISK_FULL:
                 raise  # every other run would meet it, too
-            reason = f"{type(error).__name__}: {error}"
-            write_text(folder / TRACEBACK, traceback.format_exc())
+            reason, unexpected = f"{type(error).__name__}: {error}", traceback.format_exc()
+        # it may have failed before what was scored with other settings was set aside
+        if (kept := set_aside_other(run, self.output, signature, "")) is not None:
+            self.project.reporter.warn(f"the scores that {run.name} had are kept as {kept}")
+        if unexpected is not None:
+            write_text(folder / TRACEBACK, unexpected)
         RunRecord("failed", signature, reason=reason).write(folder)
         self.project.reporter.warn(f"{run.name} failed, the others go on: {reason}")
         release_memory(prepare_device(self.device))

@@ -29,7 +29,7 @@ class Run:
         strategy: a registered trainer.
         labels: the budget.
         seed: of the labels drawn and of the training.
-        fold: place among the benchmark's divisions.
+        fold: number of the division, by the split it is of.
     """
 
     strategy: str
@@ -99,13 +99,18 @@ class RunRecord:
             return None
 
 
+def fold_numbers(protocol: BenchmarkProtocol, count: int) -> Sequence[int]:
+    """Of a benchmark's divisions, of which there are so many: those asked for, else in their order."""
+    return range(count) if protocol.folds is None or protocol.test_cases else protocol.folds
+
+
 def list_runs(protocol: BenchmarkProtocol, folds: int) -> tuple[Run, ...]:
     """Seed by seed, within it budget by budget: what is interrupted has complete comparisons up to there."""
     return tuple(
         Run(strategy, labels, seed, fold)
         for seed in protocol.seeds
         for labels in protocol.budgets
-        for fold in range(folds)
+        for fold in fold_numbers(protocol, folds)
         for strategy in protocol.all_strategies
     )
 

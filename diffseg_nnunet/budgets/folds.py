@@ -79,6 +79,20 @@ class BudgetFold:
             return {case: VoxelAnnotation.of_case(share, self.seed, case) for case in self.train}
         return None
 
+    def require_axis(self, axis: int) -> None:
+        """Raises BadInputError if what is annotated was drawn along another axis than slices now lie along.
+
+        Args:
+            axis: of the images as nnU-Net reads them, that is the first of the preprocessed ones.
+        """
+        if self.budget.kind in ("slices", "voxels") and axis != self.axis:
+            raise BadInputError(
+                f"Fold {self.fold}, {self.labels} of fold {self.base}, was drawn while slices lay along axis "
+                f"{self.axis} of the images; by the present plan they lie along axis {axis}, and others would be "
+                "learnt from.",
+                "Plan as before, ask for the labels with another --label-seed, or draw them in another workspace.",
+            )
+
     def agrees_with(self, splits: Sequence[Mapping[str, Sequence[str]]]) -> bool:
         """Whether the splits still have this fold, and the one it was drawn from, as they were."""
         if not 0 <= self.base < len(splits):

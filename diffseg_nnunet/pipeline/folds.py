@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from diffseg_nnunet.pipeline.label_budgets import budget_folds
 from diffseg_nnunet.pipeline.project import Project
+from diffseg_nnunet.pipeline.stages import training_stage
 from diffseg_nnunet.pipeline.starting import FINAL, Fold
 
 
@@ -22,4 +23,10 @@ def trained_folds(project: Project, trainer: str, configurations: Sequence[str])
     )
     numbers = sorted(int(name) for name in names if name.isdecimal())
     budgets = budget_folds(project)
-    return tuple(fold for fold in numbers if fold not in budgets) or (("all",) if "all" in names else ())
+
+    def of_part(fold: int) -> bool:
+        """Also where the folds were drawn anew since, and the budget is forgotten but for its network."""
+        stages = (training_stage(trainer, configuration, fold) for configuration in configurations)
+        return fold in budgets or any(project.manifest.stage(name).get("settings", {}).get("labels") for name in stages)
+
+    return tuple(fold for fold in numbers if not of_part(fold)) or (("all",) if "all" in names else ())

@@ -89,12 +89,13 @@ def draw_budget(project: Project, configuration: str, fold: Fold, labels: str, s
     check_fold(project, configuration, fold)
     with FileLock(project.preprocessed / f"{LABEL_BUDGETS}.lock"):
         splits = ensure_splits(project, configuration)
-        known = read_budget_folds(project.preprocessed, splits)
+        known, labelled = read_budget_folds(project.preprocessed, splits), _Labels(project, configuration)
         for one in known.values():
             if (one.base, one.labels, one.seed) == (int(fold), str(budget), seed):
+                one.require_axis(labelled.slice_axis)
                 return one
         base = splits[int(fold)]
-        drawn = _draw(_Labels(project, configuration), budget, int(fold), base["train"], seed)
+        drawn = _draw(labelled, budget, int(fold), base["train"], seed)
         drawn = replace(drawn, fold=len(splits), val=tuple(base["val"]))
         write_budget_folds(project.preprocessed, [*known.values(), drawn])
         splits.append({"train": list(drawn.train), "val": list(drawn.val)})

@@ -13,7 +13,9 @@ from diffseg_nnunet import registry
 from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.inference.pretrained import load_pretrained, weights_at
 from diffseg_nnunet.pipeline.project import Project
+from diffseg_nnunet.pipeline.splits import read_splits
 from diffseg_nnunet.planning.section import diffseg_section
+from diffseg_nnunet.raw_dataset import SPLITS_FILE
 from diffseg_nnunet.training import checkpoint as checkpoints
 from diffseg_nnunet.training.adaptation import adapt, require_share
 from diffseg_nnunet.training.settings import FinetuningSettings, ProbingSettings, SegmentationSettings, TrainingSettings
@@ -52,6 +54,19 @@ def find_pretrained(project: Project, configuration: str, fold: Fold) -> Path:
 def seen_in_pretraining(checkpoint: Mapping[str, Any], dataset: str, cases: list[str]) -> list[str]:
     """Those of `cases` of `dataset` that a pretrained checkpoint has seen."""
     return sorted(set(checkpoint.get("pool", {}).get(dataset, [])) & set(cases))
+
+
+def learnt_in_training(checkpoint: Mapping[str, Any], project: Project) -> set[str]:
+    """The cases of the data set whose labels a trained checkpoint, ours or stock nnU-Net's, has learnt, by the fold
+    that it says it is of; none of one that does not say."""
+    made = checkpoints.made_with(checkpoint)
+    fold, plans, path = made.get("fold"), made.get("plans") or {}, project.preprocessed / SPLITS_FILE
+    if "pool" in checkpoint or fold is None or plans.get("dataset_name") != project.name:
+        return set()
+    if fold == "all":
+        return {case.identifier for case in project.raw().labelled_cases()}
+    splits = read_splits(path) if path.is_file() else []
+    return set(splits[int(fold)]["train"]) if int(fold) < len(splits) else set()
 
 
 def is_planned_source(project: Project, digest: str | None) -> bool:
@@ -152,6 +167,12 @@ def start(project: Project, configuration: str, trainer: Any, source: Path, adap
     if seen and trainer.fold != "all":
         reporter.warn(
             f"{source} was pretrained on the images of {len(seen)} of this fold's validation cases, e.g. {seen[0]}"
+        )
+    learnt = sorted(learnt_in_training(content, project) & set(trainer.do_split()[1]))
+    if learnt and trainer.fold != "all":
+        reporter.warn(
+            f"{source} was trained on the labels of {len(learnt)} of this fold's validation cases, e.g. {learnt[0]}: "
+            "what they score says nothing of unseen patients"
         )
     weights = _network_weights(content, trainer.settings, source)
     if adapts:

@@ -51,6 +51,15 @@ def test_comparisons_are_complete_one_after_the_other(seeds: list[int], counts: 
         assert len({(run.seed, run.labels, run.fold) for run in together}) == 1
 
 
+def test_runs_are_of_the_folds_that_are_asked_for() -> None:
+    """Not of their places: two calls for a fold each have folders of their own."""
+    once, again = (list_runs(BTCV.changed(folds=folds), len(folds)) for folds in ((1,), (3, 1)))
+    assert {run.fold for run in once} == {1}
+    assert {run.fold for run in again} == {3, 1}
+    assert set(once) <= set(again)
+    assert {run.fold for run in list_runs(BTCV.changed(test_cases=("a",), folds=(2,)), 1)} == {0}
+
+
 def test_names_are_names_of_folders() -> None:
     assert Run("linear", "0.5%voxels", 3, 1).name == "seed3_fold1_0.5percentvoxels_linear"
 

@@ -17,12 +17,15 @@ from hypothesis import strategies as st
 
 from diffseg_nnunet.benchmarking.divisions import Division, divisions, ensure_fold
 from diffseg_nnunet.benchmarking.protocol import PROTOCOLS
+from diffseg_nnunet.benchmarking.provenance import refuse_seen
 from diffseg_nnunet.budgets.folds import BudgetFold
 from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.pipeline.folds import trained_folds
 from diffseg_nnunet.pipeline.label_budgets import base_fold, budget_of, draw_budget
 from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.pipeline.splits import ensure_splits
+from diffseg_nnunet.pipeline.starting import learnt_in_training
+from diffseg_nnunet.trainers.sparse import sparse_annotations
 from diffseg_nnunet.workspace import Workspace
 
 from .conftest import Recorder
@@ -274,6 +277,46 @@ def test_which_folds_predict_together(small: Project) -> None:
     (folder / "fold_1").mkdir()  # begun
     assert trained_folds(small, "finetune", (CONFIGURATION,)) == (0, 2)
     assert trained_folds(small, "finetune", (CONFIGURATION, "2d")) == ()
+
+    # the folds are drawn anew, and of a budget there is no record but that of its training
+    train(1 + budget)
+    with small.manifest.running(f"train/finetune/{CONFIGURATION}/fold_{1 + budget}", {}, {"labels": {"base": 0}}):
+        pass
+    assert trained_folds(small, "finetune", (CONFIGURATION,)) == (0, 2)
+
+
+@pytest.mark.parametrize("labels", ["4slices", "10%voxels", "2cases"])
+def test_what_is_annotated_lies_along_the_plans_axis(labels: str, small: Project) -> None:
+    """Another plan may put another axis first: the same numbers are then other slices."""
+    drawn = draw_budget(small, CONFIGURATION, 0, labels)
+    folder = str(small.preprocessed)
+    assert (sparse_annotations(folder, drawn.fold, 2) is None) == (labels == "2cases")
+    other = small.plans() | {"transpose_forward": [0, 1, 2], "transpose_backward": [0, 1, 2]}
+    small.plans_path.write_text(json.dumps(other))
+    if labels == "2cases":
+        assert draw_budget(small, CONFIGURATION, 0, labels) == drawn
+        assert sparse_annotations(folder, drawn.fold, 0) is None
+        return
+    refused = "drawn while slices lay along axis 2 of the images; .* along axis 0"
+    with pytest.raises(BadInputError, match=refused):
+        draw_budget(small, CONFIGURATION, 0, labels)
+    with pytest.raises(BadInputError, match=refused):
+        sparse_annotations(folder, drawn.fold, 0)
+
+
+def test_a_checkpoint_of_a_training_has_learnt_its_folds_labels(small: Project) -> None:
+    splits = ensure_splits(small, CONFIGURATION)
+
+    def learnt(**entries: Any) -> set[str]:
+        made = {"plans": {"dataset_name": small.name}, "fold": 1, **entries.pop("made", {})}
+        return learnt_in_training({"init_args": made, **entries}, small)
+
+    assert learnt() == set(splits[1]["train"])
+    assert learnt(made={"plans": {"dataset_name": "Dataset099_Other"}}) == learnt(made={"fold": 99}) == set()
+    assert learnt(pool={small.name: ["a"]}, plans={"dataset_name": small.name}, fold=1) == set()
+    division = Division(tuple(splits[1]["val"]), tuple(splits[1]["train"]))
+    with pytest.raises(BadInputError, match=r"trained on the labels of \d+ test case\(s\)"):
+        refuse_seen({}, small.name, division, "x.pth", learnt())
 
 
 @pytest.mark.pipeline

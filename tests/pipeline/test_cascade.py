@@ -56,8 +56,9 @@ def test_a_cascade_is_trained_anew_when_its_first_stage_changes(cascaded: TinyPr
     assert "finished before, unchanged" not in anew.ok().out
     read = project.results / f"DiffSegTrainerScratch__DiffSegPlans__{LOW}" / "predicted_next_stage" / FULL
     assert len(list(read.glob("*.b2nd"))) == len(list((project.raw / "labelsTr").iterdir()))
-    record = json.loads((project.folder / "out" / "diffseg_prediction.json").read_text())
-    assert list(record["model"]["checkpoints"]) == [f"{FULL}/fold_all", f"scratch/{LOW}/fold_all"]
+    for folder, first in (("out", f"{LOW}/fold_all"), ("refined", f"scratch/{LOW}/fold_all")):
+        record = json.loads((project.folder / folder / "diffseg_prediction.json").read_text())
+        assert list(record["model"]["checkpoints"]) == [f"{FULL}/fold_all", first]
     segmentations = sorted((project.folder / "out").glob("*.nii.gz"))
     assert len(segmentations) == len(list((project.folder / "refined").glob("*.nii.gz"))) == 2
     for path in segmentations:

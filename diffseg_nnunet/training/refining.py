@@ -30,9 +30,9 @@ class RefinementSettings(TrainingSettings):
     Attributes:
         iterations: 40,000 [code].
         initial_lr: of the refiner [default; the code's 1e-4 is for a network four times as wide].
-        segmentor: "frozen" keeps it bit for bit; it did no harm on training scans of the hippocampus, and did on those
-            of abdomens (benchmarks/RESULTS.md, "Refinement (HiDiff)"). "alternate" trains it in turn with the refiner,
-            as the paper does.
+        segmentor: "frozen" keeps it bit for bit; refiners of such gained on training scans, of abdomens where they learnt
+            overlap (benchmarks/RESULTS.md, "Refinement (HiDiff)"). "alternate" trains it in turn with the refiner, as
+            the paper does.
         segmentor_lr: initial rate of the segmentor where it learns [code].
         segmentor_weight: of the diffusion loss beside the segmentor's own [default].
         weight_decay: of both [code].
@@ -44,7 +44,8 @@ class RefinementSettings(TrainingSettings):
         skip_limit: iterations in a row that may be skipped because a gradient is not finite.
         diffusion: the process.
         dice_weight: of the soft Dice loss of the estimate of y_0 beside the diffusion loss, taken a voxel and all its
-            classes [default; the paper has none].
+            classes [default; the paper has none]: that asks for each voxel's likeliest class, and leaves out small
+            structures of which one is nowhere sure.
         start_share: of the samples, whose time step is the last, where the reverse process starts, and not any of the T
             [default].
         degrade: share of the samples of which the refiner is shown what the segmentor says of a worse view, less surely

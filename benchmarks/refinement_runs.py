@@ -261,7 +261,7 @@ def _model(results: Path, source: Source, trainer: str) -> Path:
 
 
 def find_segmentors(options: argparse.Namespace) -> list[Segmentor]:
-    """Those asked for; ends the script where one is missing, and says what makes it."""
+    """Those asked for; ends the script where one is missing, unless it only reports, and says what makes it."""
     source: Source = options.source
     folder = options.workspace / "nnUNet_preprocessed" / source.name
     drawn = read_budget_folds(folder, json.loads((folder / "splits_final.json").read_text()))
@@ -269,6 +269,8 @@ def find_segmentors(options: argparse.Namespace) -> list[Segmentor]:
     for labels in options.budgets:
         for seed in options.seeds:
             fold = next((each for each in drawn.values() if (each.labels, each.seed) == (labels, seed)), None)
+            if fold is None and options.measured:
+                continue
             if fold is not None:
                 tuning = fold.unlabelled[: options.tuning_scans]
                 own = (options.workspace, source, options.strategy, labels, seed)

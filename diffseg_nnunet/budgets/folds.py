@@ -85,7 +85,7 @@ class BudgetFold:
         Args:
             axis: of the images as nnU-Net reads them, that is the first of the preprocessed ones.
         """
-        if self.budget.kind in ("slices", "voxels") and axis != self.axis:
+        if self.budget.is_sparse and axis != self.axis:
             raise BadInputError(
                 f"Fold {self.fold}, {self.labels} of fold {self.base}, was drawn while slices lay along axis "
                 f"{self.axis} of the images; by the present plan they lie along axis {axis}, and others would be "

@@ -43,7 +43,7 @@ def refine(
     dice_weight: Annotated[
         float,
         typer.Option(
-            min=0.0, help="Of the soft Dice loss beside the diffusion loss, which alone leaves small structures out."
+            min=0.0, help="Of the soft Dice loss beside the diffusion loss; 0: the published loss, which has none."
         ),
     ] = 1.0,
     start_share: Annotated[

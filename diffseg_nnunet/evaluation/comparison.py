@@ -107,7 +107,8 @@ def completed(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
     """Evaluations of the same references, in which what is rightly left out scores 1 where another one invents it.
 
     Protocols that leave a structure out which is in neither map define its overlap for a prediction that invents it
-    alone: compared or averaged with one that does not, the error would fall out of both.
+    alone: compared or averaged with one that does not, the error would fall out of both. The rows alone are changed;
+    means over them are the caller's to make anew.
     """
     scored = [{(row.case, row.structure): row for row in each.rows} for each in evaluations]
     changes: list[dict[tuple[str, str], dict[str, float]]] = [{} for _ in evaluations]

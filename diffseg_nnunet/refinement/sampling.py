@@ -150,9 +150,9 @@ def _sample(
     for index in range(len(chain.timesteps) - 1, -1, -1):
         t = torch.full((len(prior),), chain.timesteps[index], dtype=torch.int64, device=prior.device)
         log_odds = clean_log_odds(network(noisy, t, prior, image, features), noisy)
-        _require_finite(log_odds.sigmoid(), "the refiner's estimate")
+        clean = log_odds.sigmoid()
+        _require_finite(clean, "the refiner's estimate")
         if index:
-            clean = log_odds.sigmoid()
             at = torch.full_like(t, index)
             before = chain.ddim(noisy, clean, at) if sampler == "ddim" else chain.posterior(noisy, clean, prior, at)
             noisy = draw(before, generator)

@@ -44,7 +44,7 @@ class RefinementSettings(TrainingSettings):
         skip_limit: iterations in a row that may be skipped because a gradient is not finite.
         diffusion: the process.
         dice_weight: of the soft Dice loss of the estimate of y_0 beside the diffusion loss, taken a voxel and all its
-            classes [default; the paper has none]: that asks for each voxel's likeliest class, and leaves out small
+            classes [default; the paper has none]: that asks for each voxel's likeliest class, which may leave out small
             structures of which one is nowhere sure.
         start_share: of the samples, whose time step is the last, where the reverse process starts, and not any of the T
             [default].
@@ -141,8 +141,7 @@ class Targets:
         return logits.float().sigmoid() if self.regions else logits.float().softmax(1)
 
     def dice_loss(self, weight: float, batch_dice: bool, shared: bool = False) -> OverlapLoss:
-        """nnU-Net's soft Dice loss of masks told by their log-odds: without the background, which regions have none
-        of.
+        """nnU-Net's soft Dice loss of masks told by their log-odds, the background left out; regions have none.
 
         Args:
             weight: beside a loss that is summed over the classes; :func:`refiner_loss` has its mean.

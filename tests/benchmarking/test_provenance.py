@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from diffseg_nnunet.benchmarking.provenance import (
 )
 from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.pipeline.project import Project
+from diffseg_nnunet.pipeline.starting import learnt_in_training
 from diffseg_nnunet.workspace import Workspace
 
 FLARE, POOL, BTCV = (
@@ -81,6 +83,12 @@ def test_a_pretraining_that_saw_test_cases_is_refused() -> None:
     with pytest.raises(BadInputError, match=r"pretrained on the images of 1 test case\(s\): c"):
         refuse_seen(checkpoint, "Dataset001_A", division, "x.pth")
     refuse_seen(checkpoint, "Dataset003_C", division, "x.pth")
+
+
+def test_a_training_on_all_cases_has_learnt_all_labels(named_dataset: Callable[..., Project]) -> None:
+    project = named_dataset(["a", "b", "c"])
+    checkpoint = {"init_args": {"plans": {"dataset_name": project.name}, "fold": "all"}}
+    assert learnt_in_training(checkpoint, project) == {"a", "b", "c"}
 
 
 def write_dataset(workspace: Workspace, name: str, images: dict[str, int], labelled: bool = True) -> Project:

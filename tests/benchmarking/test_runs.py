@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from diffseg_nnunet.benchmarking.divisions import Division
 from diffseg_nnunet.benchmarking.protocol import PROTOCOLS, TWIN, BenchmarkProtocol
+from diffseg_nnunet.benchmarking.runner import Benchmark
 from diffseg_nnunet.benchmarking.runs import (
     Run,
     RunRecord,
@@ -21,6 +23,7 @@ from diffseg_nnunet.benchmarking.runs import (
     set_aside_other,
     state_of,
 )
+from diffseg_nnunet.pipeline.project import Project
 
 BTCV = PROTOCOLS["btcv"]
 DIVISION = Division(("a", "b"), ("c",))
@@ -118,6 +121,20 @@ def test_states(tmp_path: Path) -> None:
     assert RunRecord.read(folder) == record
     (folder / "run.json").write_text('{"status": "finished", "unknown": 1}')
     assert state_of(run, tmp_path, "now") == "to do"
+
+
+def test_a_run_that_fails_does_not_write_over_scores(named_dataset: Callable[..., Project], tmp_path: Path) -> None:
+    """Nothing is preprocessed, so no label can be drawn: it fails before it looks at what is there."""
+    run, output = Run("finetune", "2cases", 0), tmp_path / "output"
+    folder = run.folder(output)
+    RunRecord("finished", "before", "plan", labelled_cases=2).write(folder)
+    (folder / "scores.json").write_text("{}")
+    benchmark = Benchmark(named_dataset(["a", "b", "c"]), BTCV, output, "cpu")
+    benchmark._attempt(run, DIVISION, 0, "now")
+    assert RunRecord.read(folder).status == "failed"
+    (kept,) = folder.parent.glob("superseded_*")
+    assert RunRecord.read(kept) == RunRecord("finished", "before", "plan", labelled_cases=2)
+    assert (kept / "scores.json").is_file()
 
 
 def test_scores_of_other_settings_are_kept(tmp_path: Path) -> None:

@@ -30,9 +30,9 @@ class RefinementSettings(TrainingSettings):
     Attributes:
         iterations: 40,000 [code].
         initial_lr: of the refiner [default; the code's 1e-4 is for a network four times as wide].
-        segmentor: "frozen" keeps it bit for bit; refiners of such gained on training scans, those of abdomens by
-            learning overlap (benchmarks/RESULTS.md, "Refinement (HiDiff)"). "alternate" trains it in turn with
-            the refiner, as the paper does.
+        segmentor: "frozen" keeps it bit for bit; refiners of such gained on training scans, on those of abdomens
+            after 600 iterations in which they learnt overlap, too (benchmarks/RESULTS.md, "Refinement (HiDiff)").
+            "alternate" trains it in turn with the refiner, as the paper does.
         segmentor_lr: initial rate of the segmentor where it learns [code].
         segmentor_weight: of the diffusion loss beside the segmentor's own [default].
         weight_decay: of both [code].

@@ -25,6 +25,8 @@ from diffseg_nnunet.training.settings import PretrainingSettings
 from diffseg_nnunet.workspace import Workspace
 from tests.process_state import environment_restored
 
+from .learning import NewTrainer, trained
+
 if TYPE_CHECKING:
     from tests.conftest import MadeOnce
 
@@ -130,3 +132,11 @@ def new_trainer(workspace: Workspace) -> Callable[..., Any]:
         return trainer
 
     return build
+
+
+@pytest.fixture
+def pretrained(new_trainer: NewTrainer) -> DiffSegPretrainer:
+    """Pretrained for some iterations; its final checkpoint is on the disk."""
+    trainer = new_trainer(DiffSegPretrainer, iterations=3)
+    trained(trainer)
+    return trainer

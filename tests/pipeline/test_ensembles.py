@@ -54,6 +54,14 @@ def test_a_fold_whose_validation_cases_were_pretrained_on(several: TinyProject) 
     assert f"pretrained on the images of {len(seen)} of this fold's validation cases" in printed
 
 
+def test_a_fold_whose_validation_labels_were_learnt(several: TinyProject) -> None:
+    first, second = several.splits()[:2]
+    weights = several.trained() / "checkpoint_final.pth"
+    started = several.diffseg("train", 1, "-f", 1, "--strategy", "decoder", "--pretrained", weights, "--iterations", 1)
+    learnt = len(set(first["train"]) & set(second["val"]))
+    assert f"was trained on the labels of {learnt} of this fold's validation cases" in started.ok().out
+
+
 def test_two_folds(several: TinyProject) -> None:
     own, stock = several.folder / "own", several.folder / "stock"
     io = ("-d", 1, "-i", several.test_images, "-o")

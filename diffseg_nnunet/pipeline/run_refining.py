@@ -13,34 +13,14 @@ from diffseg_nnunet.pipeline.run_request import RunRequest
 from diffseg_nnunet.pipeline.starting import Fold
 
 _KEPT_REFINING = (
-    "iterations",
-    "seed",
-    "initial_lr",
-    "precision",
-    "segmentor",
-    "segmentor_weight",
-    "binary",
-    "diffusion",
-    "dice_weight",
-    "start_share",
-    "degrade",
-    "samples",
-    "sampling_steps",
-    "sampler",
+    *("iterations", "seed", "initial_lr", "precision"),
+    *("segmentor", "segmentor_weight", "binary", "diffusion", "dice_weight", "start_share", "degrade"),
+    *("samples", "sampling_steps", "sampler"),
 )
-
+"""What a run keeps of the last one."""
 _EQUAL_REFINING = (
-    *(
-        "width",
-        "segmentor",
-        "binary",
-        "diffusion",
-        "dice_weight",
-        "start_share",
-        "samples",
-        "sampling_steps",
-        "sampler",
-    ),
+    *("width", "segmentor", "binary", "diffusion", "dice_weight", "start_share"),
+    *("samples", "sampling_steps", "sampler"),
 )
 """What folds that predict together, and are compared together, have in common."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import monotonic
@@ -27,6 +27,7 @@ from diffseg_nnunet.planning.hardware import (
     usable_cores,
 )
 from diffseg_nnunet.planning.section import diffseg_section
+from diffseg_nnunet.training import checkpoint as checkpoints
 from diffseg_nnunet.training import processes
 from diffseg_nnunet.training.precision import autocast, choose_dtype, prefer_channels_last, uncompared_dtype
 from diffseg_nnunet.training.seeding import seed_everything
@@ -45,6 +46,7 @@ Progress = Callable[[int, int, str], None]
 _SECONDS_BETWEEN_PLOTS = 60.0
 _WANDB = "nnUNet_wandb_enabled"
 _FEW_CORES = 2
+_CPU_PRECISION = "cpu_precision"
 
 
 class ThrottledPlots:
@@ -113,6 +115,8 @@ class DiffSegTrainerBase(nnUNetTrainer):
         self.save_every = 1
         self.progress: Progress | None = None
         self._autocast_dtype: torch.dtype | None = None
+        self._cpu_precision: str | None = None
+        """torch's name of the format that was chosen on a CPU, here or before an interruption."""
         self._precision_sample: Tensor | None = None
         self._iteration = 0
         self.apply(self.default_settings())
@@ -234,6 +238,7 @@ class DiffSegTrainerBase(nnUNetTrainer):
         if self.device.type == "cpu":
             self._autocast_dtype, reason = self._certain_dtype() or self._choose_dtype(self._precision_sample)
             self._precision_sample = None
+            self._cpu_precision = str(self._autocast_dtype or torch.float32).removeprefix("torch.")
             self.print_to_log_file(f"precision: {reason}")
             for network in self.learning():
                 # torch's wrapper adds up gradients by the layout that weights had when it was made
@@ -242,7 +247,11 @@ class DiffSegTrainerBase(nnUNetTrainer):
 
     def _certain_dtype(self) -> tuple[torch.dtype | None, str] | None:
         """Autocast dtype on the CPU and the reason, where no comparison is needed."""
-        return uncompared_dtype(self.settings.precision)
+        if self._cpu_precision is None:
+            return uncompared_dtype(self.settings.precision)
+        # the network has learnt since, and could now compare otherwise
+        dtype = None if self._cpu_precision == "float32" else getattr(torch, self._cpu_precision)
+        return dtype, f"{self._cpu_precision}: as before it was interrupted"
 
     def _choose_dtype(self, sample: Tensor) -> tuple[torch.dtype | None, str]:
         """Autocast dtype on the CPU and the reason, by a comparison on some patches."""
@@ -295,8 +304,23 @@ class DiffSegTrainerBase(nnUNetTrainer):
             write_file(filename, self.write_checkpoint)
 
     def write_checkpoint(self, path: Path) -> None:
-        """Write nnU-Net's checkpoint to a file that takes its name once it is whole."""
+        """Write nnU-Net's checkpoint, and what is ours beside it, to a file that takes its name once it is whole."""
         super().save_checkpoint(str(path))
+        if own := self.own_state():
+            torch.save({**checkpoints.load_safely(path), **own}, path)
+
+    def own_state(self) -> dict[str, Any]:
+        """What a checkpoint holds besides nnU-Net's: tensors and plain values, under keys of their own."""
+        return {} if self._cpu_precision is None else {_CPU_PRECISION: self._cpu_precision}
+
+    def take_own_state(self, content: Mapping[str, Any]) -> None:
+        """Take over what :meth:`own_state` put into a checkpoint."""
+        if self.device.type == "cpu":
+            self._cpu_precision = content.get(_CPU_PRECISION)
+
+    def load_checkpoint(self, filename_or_checkpoint: str | dict) -> None:
+        super().load_checkpoint(filename_or_checkpoint)
+        self.take_own_state(checkpoints.load_safely(filename_or_checkpoint, mmap=True))
 
     def plot_network_architecture(self) -> None:
         """Nothing: nnU-Net's plot needs a package that no longer installs, and only fills the log."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,6 @@ from torch import Tensor, nn
 from diffseg_nnunet.coordinates.head import CoordinateSettings
 from diffseg_nnunet.coordinates.positions import case_to_patient
 from diffseg_nnunet.errors import BadInputError
-from diffseg_nnunet.training import checkpoint as checkpoints
 from diffseg_nnunet.training.adaptation import Adaptation, canonical
 from diffseg_nnunet.training.settings import (
     DecoderSettings,
@@ -135,16 +133,16 @@ class PlannedNetworkTrainer(SegmentationTrainer):
 
     # -- checkpoint ---------------------------------------------------------------------------------------------------
 
-    def write_checkpoint(self, path: Path) -> None:
-        super().write_checkpoint(path)
-        if self.regulariser is not None:
-            record = {"weight": self.settings.keep_coordinates, "head": self.regulariser.head.state_dict()}
-            torch.save({**checkpoints.load_safely(path), _KEY: record}, path)
+    def own_state(self) -> dict[str, Any]:
+        if self.regulariser is None:
+            return super().own_state()
+        record = {"weight": self.settings.keep_coordinates, "head": self.regulariser.head.state_dict()}
+        return super().own_state() | {_KEY: record}
 
-    def load_checkpoint(self, filename_or_checkpoint: str | dict) -> None:
-        super().load_checkpoint(filename_or_checkpoint)
+    def take_own_state(self, content: Mapping[str, Any]) -> None:
+        super().take_own_state(content)
         if self.regulariser is not None:
-            self.regulariser.head.load_state_dict(checkpoints.load_safely(filename_or_checkpoint)[_KEY]["head"])
+            self.regulariser.head.load_state_dict(content[_KEY]["head"])
 
 
 class DiffSegTrainer(PlannedNetworkTrainer):

@@ -57,7 +57,6 @@ class DiffSegPretrainer(PretrainingDataTrainer):
         self.patch_size, self._planned_batch_size = stage["patch_size"], stage["batch_size"]
         self.history = History()
         self._skipped_in_a_row = 0
-        self._resumed_precision: str | None = None
 
     # -- network and optimiser ----------------------------------------------------------------------------------------
 
@@ -142,13 +141,6 @@ class DiffSegPretrainer(PretrainingDataTrainer):
         if self.device.type == "cuda":
             reason = "" if self._compute_dtype() else " (this GPU has no bfloat16: slower, and twice the memory)"
             self.print_to_log_file(f"precision: {self._compute_dtype() or torch.float32}{reason}")
-
-    def _certain_dtype(self) -> tuple[torch.dtype | None, str] | None:
-        if self._resumed_precision is None:
-            return super()._certain_dtype()
-        # a trained network could now compare otherwise
-        dtype = None if self._resumed_precision == "float32" else getattr(torch, self._resumed_precision)
-        return dtype, f"{self._resumed_precision}: as before it was interrupted"
 
     def _choose_dtype(self, sample: Tensor) -> tuple[torch.dtype | None, str]:
         t = torch.full((len(sample),), self.settings.diffusion.fold_timestep)
@@ -348,7 +340,7 @@ class DiffSegPretrainer(PretrainingDataTrainer):
         for phase in self.phases:
             phase.load_state_dict(content["phases"][phase.name])
         self.current_epoch = content["current_epoch"]
-        self._resumed_precision = content["precision"] if self.device.type == content["device"] == "cpu" else None
+        self._cpu_precision = content["precision"] if self.device.type == content["device"] == "cpu" else None
         self.pool_record = self._seen_before = content["pool"]
         self.history = History(content["history"])
 

@@ -360,6 +360,7 @@ class DiffSegRefinerTrainer(SegmentationTrainer):
             "init_args": self.my_init_kwargs,
             "trainer_name": type(self).__name__,
             "inference_allowed_mirroring_axes": self.inference_allowed_mirroring_axes,
+            **self.own_state(),
         }
         checkpoints.save(filename, checkpoints.on_cpu(content))
 
@@ -379,3 +380,4 @@ class DiffSegRefinerTrainer(SegmentationTrainer):
         self.logger.load_checkpoint(content["logging"])
         self._best_ema = content["_best_ema"]
         self.inference_allowed_mirroring_axes = content["inference_allowed_mirroring_axes"]
+        self.take_own_state(content)

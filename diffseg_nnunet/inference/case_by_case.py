@@ -12,6 +12,7 @@ import torch
 
 from diffseg_nnunet.errors import BadInputError, StageFailedError
 from diffseg_nnunet.raw_dataset import Case
+from diffseg_nnunet.torch_errors import errors_of_torch_told_apart
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def in_turn(cases: Sequence[Case], steps: Steps, overlap: bool) -> list[FailedCa
         The cases that were set aside, in their order.
 
     Raises:
-        StageFailedError: the GPU's memory does not suffice for a case.
+        StageFailedError: the GPU's memory does not suffice for a case, or the GPU failed.
     """
     turn = _Turn(steps)
     if overlap and cases:
@@ -98,7 +99,8 @@ class _Turn:
     def _set_aside(self, case: Case, beside_others: bool) -> Iterator[None]:
         """Where the block fails by what the case is."""
         try:
-            yield
+            with errors_of_torch_told_apart():
+                yield
         except torch.OutOfMemoryError as error:
             raise StageFailedError(
                 f"The GPU's memory does not suffice for {case.identifier}.",

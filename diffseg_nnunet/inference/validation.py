@@ -20,6 +20,7 @@ from diffseg_nnunet.errors import BadInputError, StageFailedError
 from diffseg_nnunet.inference.export import export_case, export_for_next_stage, is_exported
 from diffseg_nnunet.inference.folders import VALIDATION
 from diffseg_nnunet.inference.voting import plans_to_predict_with
+from diffseg_nnunet.torch_errors import errors_of_torch_told_apart
 from diffseg_nnunet.training import processes
 
 
@@ -55,7 +56,8 @@ def validate_fold(
     for number, case in enumerate(own, start=1):
         if not _is_done(trainer, folder, case, save_probabilities):
             try:
-                _predict_case(trainer, predictor, folder, case, save_probabilities)
+                with errors_of_torch_told_apart():
+                    _predict_case(trainer, predictor, folder, case, save_probabilities)
             except BadInputError as error:
                 raise BadInputError(f"{case}: {error.message}", error.mend) from error
             except MemoryError as error:

@@ -29,6 +29,7 @@ from diffseg_nnunet.pipeline.records import image_stamps, read_record
 from diffseg_nnunet.pipeline.splits import check_fold, ensure_splits
 from diffseg_nnunet.pipeline.starting import FINAL, Fold
 from diffseg_nnunet.raw_dataset import Case, values_of_labels
+from diffseg_nnunet.torch_errors import GpuFailedError, errors_of_torch_told_apart
 from diffseg_nnunet.training.checkpoint import file_digest
 from diffseg_nnunet.verification import read_volume
 
@@ -130,7 +131,8 @@ def _predict_missing(
             path.unlink(missing_ok=True)
             known.pop(identifier, None)
             try:
-                ranges = _predict(model, case, path)
+                with errors_of_torch_told_apart():
+                    ranges = _predict(model, case, path)
                 known[identifier] = {"images": stamps[identifier]} | _as_json(ranges)
                 news = summary(identifier, ranges)
             except torch.OutOfMemoryError as error:
@@ -140,6 +142,8 @@ def _predict_missing(
                 ) from error
             except MemoryError:
                 failed.append(FailedCase(identifier, "there is not enough memory for a scan of its size"))
+            except GpuFailedError:
+                raise
             except (DiffSegError, RuntimeError, ValueError, AssertionError) as error:
                 failed.append(FailedCase(identifier, str(error) or type(error).__name__))
             write_json(output / RANGES_JSON, record)

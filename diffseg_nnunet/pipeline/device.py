@@ -13,6 +13,7 @@ import torch
 from diffseg_nnunet.errors import BadInputError, StageFailedError
 from diffseg_nnunet.planning.gpus import GPU_RESERVE_GIB, SMALLEST_BUDGET_GIB, Gpu, resolve_device
 from diffseg_nnunet.planning.hardware import GIB, usable_cores
+from diffseg_nnunet.torch_errors import errors_of_torch_told_apart
 from diffseg_nnunet.training import processes
 
 _HOPELESS = 1.25  # torch.compile takes less than was counted, and the allowances are generous: a little more may fit
@@ -92,7 +93,7 @@ def gpu_memory_watched(
 
     Raises:
         BadInputError: the plan needs far more than the GPU has.
-        StageFailedError: the memory ran out.
+        StageFailedError: the memory ran out, or the GPU failed.
     """
     if gpu is None:
         yield
@@ -105,7 +106,8 @@ def gpu_memory_watched(
     if needed_gib > gpu.free_gib:
         warn(f"memory may run out: {needs}, {free} are free. {mend}")
     try:
-        yield
+        with errors_of_torch_told_apart():
+            yield
     except torch.OutOfMemoryError as error:
         message = f"The GPU's memory ran out: {needs}, {free} were free when the stage began."
         raise StageFailedError(message, f"{mend} The last checkpoint is intact.") from error

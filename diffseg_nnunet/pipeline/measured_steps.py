@@ -26,7 +26,6 @@ WARM_UP, STEPS = 2, 3
 _MOST_WARM_UP = 20
 TRAINERS = {"pretraining": "pretrain", "training": "finetune"}
 """Stage -> registered trainer whose step is measured."""
-_MEMORY_ERRORS = ("out of memory", "ALLOC_FAILED", "unable to find an engine", "Unable to find a valid cuDNN algorithm")
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,9 @@ def main() -> None:
     try:
         content = asdict(follow(order))
     except Exception as error:
-        if not is_out_of_memory(error):
+        from diffseg_nnunet.torch_errors import is_out_of_gpu_memory
+
+        if not is_out_of_gpu_memory(error):
             raise
         content = None
     print(json.dumps(content), file=answer, flush=True)
@@ -92,15 +93,6 @@ def _end_with_parent() -> None:
     while os.read(0, 1024):  # not of sys.stdin, whose lock a thread that waits would hold when Python ends
         pass
     os._exit(1)
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether it says that the GPU's memory ran out: torch's own error, or the words of CUDA, cuBLAS and cuDNN."""
-    import torch
-
-    if isinstance(error, torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _MEMORY_ERRORS)
 
 
 def follow(order: Order) -> Reading:

@@ -68,14 +68,14 @@ def preprocess(project: Project, configurations: Sequence[str]) -> None:
     for name in configurations:
         stage = _stage(project, name)
         if stage not in done:  # a cascade's last stage shares the data of 3d_fullres
-            _preprocess_configuration(project, raw, plans, name)
+            _preprocess_configuration(project, raw, plans, _owner(project, name))
             done.add(stage)
 
 
 def preprocessing_inputs(project: Project, configuration: str) -> dict[str, Any]:
-    """What the preprocessed data of a configuration depend on."""
+    """What the preprocessed data of a configuration depend on; the same for all that share them."""
     plans = project.plans()
-    settings = project.configuration(configuration)
+    settings = project.configuration(_owner(project, configuration))
     keys = ("spacing", "normalization_schemes", "use_mask_for_norm", "preprocessor_name", "patch_size")
     resampling = {k: v for k, v in settings.configuration.items() if k.startswith("resampling_fn")}
     return {
@@ -107,7 +107,18 @@ def require_preprocessed(project: Project, configuration: str) -> None:
 
 def _stage(project: Project, configuration: str) -> str:
     """The stage's name in the manifest, one for each folder of preprocessed data."""
-    return f"preprocess/{project.configuration(configuration).data_identifier.removeprefix(PLANS_NAME + '_')}"
+    return f"preprocess/{_data_name(project, configuration)}"
+
+
+def _data_name(project: Project, configuration: str) -> str:
+    return project.configuration(configuration).data_identifier.removeprefix(f"{PLANS_NAME}_")
+
+
+def _owner(project: Project, configuration: str) -> str:
+    """The configuration that preprocessed data are named after: a cascade's last stage reads those of 3d_fullres, and
+    may have another patch."""
+    name = _data_name(project, configuration)
+    return name if name in project.plans()["configurations"] else configuration
 
 
 def _preprocess_configuration(project: Project, raw: RawDataset, plans: dict[str, Any], name: str) -> None:

@@ -12,12 +12,13 @@ from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.inference.export import is_exported
 from diffseg_nnunet.inference.folders import VALIDATION
 from diffseg_nnunet.inference.predictor import require_trained
+from diffseg_nnunet.pipeline.cascades import previous_stage_folder, previous_stage_inputs
 from diffseg_nnunet.pipeline.device import prepare_device
 from diffseg_nnunet.pipeline.evaluating import not_scorable
 from diffseg_nnunet.pipeline.jobs import Job, run_job
 from diffseg_nnunet.pipeline.preprocessing import require_preprocessed
 from diffseg_nnunet.pipeline.project import Project
-from diffseg_nnunet.pipeline.stages import fold_cases, previous_stage_folder, previous_stage_inputs, stage_inputs
+from diffseg_nnunet.pipeline.stages import fold_cases, stage_inputs
 from diffseg_nnunet.pipeline.starting import FINAL, Fold, preprocessed_otherwise
 from diffseg_nnunet.planning.section import diffseg_section, stage_plan
 from diffseg_nnunet.refinement.network import HEADS, REFINER_FORMAT
@@ -85,7 +86,7 @@ def refine(
         "format": REFINER_FORMAT,
         "width": width,
         "budget_gib": diffseg_section(plans)["memory"]["budget_gib"],
-        **previous_stage_inputs(project, configuration, cases, strategy),
+        **previous_stage_inputs(project, configuration, fold, cases, strategy),
     }
     inputs["settings"] = {name: value for name, value in inputs["settings"].items() if name not in SAMPLING}
     folder = project.model_folder(REFINE, configuration) / f"fold_{fold}"

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from diffseg_nnunet.budgets.budget import LabelBudget
 from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.evaluation.folders import Evaluation
 from diffseg_nnunet.inference.predictor import FailedCase
 from diffseg_nnunet.inference.refining import RefineOptions
 from diffseg_nnunet.pipeline import planning, prediction, preprocessing, run_refining, selection, stages
+from diffseg_nnunet.pipeline.cascades import CASCADE, refuse_cascade, require_previous_stage
 from diffseg_nnunet.pipeline.evaluating import evaluate_validation
 from diffseg_nnunet.pipeline.label_budgets import base_fold, check_budget, fold_of_budget
 from diffseg_nnunet.pipeline.planning import PlanRequest
@@ -22,6 +24,7 @@ from diffseg_nnunet.pipeline.splits import check_fold, expected_folds, refuse_un
 from diffseg_nnunet.pipeline.starting import Fold
 from diffseg_nnunet.pipeline.verifying import verify
 from diffseg_nnunet.planning.gpus import resolve_device
+from diffseg_nnunet.planning.section import STANDARD_CONFIGURATIONS
 from diffseg_nnunet.verification import of_severity, shortened
 
 TEST_PREDICTIONS = "predictions_imagesTs"
@@ -75,6 +78,7 @@ def run(project: Project, request: RunRequest) -> RunResult:
             project.reporter.warn(f"labels: {labels} of each fold, as in the last run; --labels all learns from all")
         drawn = (fold_of_budget(project, configurations[0], each, labels, request.label_seed) for each in request.folds)
         request = replace(request, folds=tuple(drawn))
+    _require_previous_stages(project, request, configurations)
     if request.strategy != "scratch" and request.pretrained is None:
         for configuration in configurations:
             planning.planned_source(project, configuration)  # before hours of work that end there
@@ -94,7 +98,7 @@ def run(project: Project, request: RunRequest) -> RunResult:
 
 def _check_early(project: Project, request: RunRequest) -> None:
     """Raises BadInputError for what can be known before anything is read."""
-    known = ("2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres")
+    known = STANDARD_CONFIGURATIONS
     planned = project.plans()["configurations"] if planning.has_own_plans(project) else ()
     if wrong := [name for name in request.configurations or () if name not in (*known, *planned)]:
         raise BadInputError(f"nnU-Net has no configuration '{wrong[0]}'.", f"Choose of {', '.join(known)} with -c.")
@@ -103,6 +107,10 @@ def _check_early(project: Project, request: RunRequest) -> None:
             refuse_unknown_fold(project, expected_folds(project, labelled), fold)
             if request.labels is not None:
                 check_budget(project, fold, request.labels)
+        budget = None if request.labels is None else LabelBudget.parse(request.labels)
+        for name in request.configurations or ():
+            if _reads_segmentations(project, name, planned):
+                refuse_cascade(name, request.strategy, request.pretrained, budget)
     if request.label_seed and request.labels is None:
         raise BadInputError("--label-seed draws the labels of a budget, and none is given.", "Give --labels, too.")
     if request.pretrained is not None and request.strategy == "scratch":
@@ -113,6 +121,24 @@ def _check_early(project: Project, request: RunRequest) -> None:
             "Correct --pretrained; where the last run had it, `--pretrained none` pretrains.",
         )
     run_refining.check_request(project, request)
+
+
+def _reads_segmentations(project: Project, configuration: str, planned: Container[str]) -> bool:
+    """Whether it is a cascade's later stage: by the plan, else by nnU-Net's name."""
+    if configuration in planned:
+        return project.configuration(configuration).previous_stage_name is not None
+    return configuration == CASCADE
+
+
+def _require_previous_stages(project: Project, request: RunRequest, configurations: Sequence[str]) -> None:
+    """Raises BadInputError if a cascade's last stage would find cases that its first has not segmented by then."""
+    cases = {fold: stages.fold_cases(project, configurations[0], fold) for fold in request.folds}
+    for number, name in enumerate(configurations):
+        previous = project.configuration(name).previous_stage_name
+        if previous is not None:
+            coming = {case for each in cases.values() for case in each["val"] if previous in configurations[:number]}
+            for fold, each in cases.items():
+                require_previous_stage(project, name, fold, each, request.strategy, coming)
 
 
 def _plan_request(project: Project, request: RunRequest) -> PlanRequest:

@@ -9,6 +9,7 @@ from typing import Any
 from diffseg_nnunet import registry
 from diffseg_nnunet.diffusion.gaussian import DiffusionSettings
 from diffseg_nnunet.errors import BadInputError
+from diffseg_nnunet.pipeline.cascades import previous_stage_inputs, refuse_cascade
 from diffseg_nnunet.pipeline.device import prepare_device
 from diffseg_nnunet.pipeline.jobs import Job, PretrainingJob, run_job
 from diffseg_nnunet.pipeline.label_budgets import base_fold, budget_of
@@ -101,6 +102,9 @@ def train(
             f"Pretrain on it with `diffseg pretrain {project.id}`, or add labels.",
         )
     check_fold(project, configuration, fold)
+    if project.configuration(configuration).previous_stage_name is not None:
+        budget = budget_of(project, configuration, fold)
+        refuse_cascade(configuration, strategy, pretrained, budget and budget.budget)
     asked = chosen = training_settings(strategy, **settings)
     weights = None
     if strategy != "scratch":
@@ -165,22 +169,7 @@ def training_inputs(
     inputs = stage_inputs(project, configuration, cases, settings) | {"strategy": strategy}
     if (budget := budget_of(project, configuration, fold)) is not None:
         inputs["labels"] = budget.to_json()
-    return inputs | previous_stage_inputs(project, configuration, cases, strategy)
-
-
-def previous_stage_folder(project: Project, configuration: str, strategy: str) -> Path | None:
-    """Where a cascade's later stage finds what its first says of training cases; None of what is no later stage."""
-    previous = project.configuration(configuration).previous_stage_name
-    return previous and project.model_folder(strategy, previous) / "predicted_next_stage" / configuration
-
-
-def previous_stage_inputs(project: Project, configuration: str, cases: dict, strategy: str) -> dict[str, Any]:
-    """What a cascade's later stage depends on of its first; nothing of other configurations."""
-    folder = previous_stage_folder(project, configuration, strategy)
-    if folder is None:
-        return {}
-    read = {case: folder / f"{case}.b2nd" for part in ("train", "val") for case in cases[part]}
-    return {"previous_stage": {case: file_digest(path) if path.is_file() else None for case, path in read.items()}}
+    return inputs | previous_stage_inputs(project, configuration, fold, cases, strategy)
 
 
 def fold_cases(project: Project, configuration: str, fold: Fold) -> dict[str, list[str]]:

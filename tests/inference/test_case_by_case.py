@@ -90,6 +90,41 @@ def test_a_full_gpu_ends_the_run_and_keeps_what_is_done(overlap: bool) -> None:
     assert work.exported == ["case_0"]
 
 
+@pytest.mark.parametrize("overlap", [False, True])
+def test_a_gpu_that_failed_ends_the_run_and_keeps_what_is_done(overlap: bool) -> None:
+    """No later case could be predicted: none is to be set aside for it."""
+    work = Work([(None, ValueError)] * 3)
+
+    def predict(case: Case) -> Case:
+        if case.identifier == "case_1":
+            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+        return case
+
+    with pytest.raises(StageFailedError, match=r"The GPU failed.*illegal memory access"):
+        in_turn(cases(3), Steps(lambda case: case, predict, work.export), overlap)
+    assert work.exported == ["case_0"]
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_memory_that_torch_does_not_get_is_no_property_of_the_case(overlap: bool) -> None:
+    """Beside others it is too large, and done once more alone; alone it is set aside for its size."""
+    tried = []
+
+    def predict(case: Case) -> Case:
+        tried.append(case.identifier)
+        if tried.count("case_1") == 1 and case.identifier == "case_1":
+            torch.empty(1 << 60, dtype=torch.uint8)
+        return case
+
+    failed = in_turn(cases(3), Steps(lambda case: case, predict, lambda case, predicted: None), overlap)
+    if overlap:
+        assert failed == []
+        assert tried[-1] == "case_1"
+    else:
+        assert [each.case for each in failed] == ["case_1"]
+        assert "the memory does not suffice for its size" in failed[0].reason
+
+
 def test_an_error_of_the_disk_is_not_the_cases_fault() -> None:
     def export(case: Case, predicted: Case) -> None:
         raise OSError(28, "No space left on device")

@@ -21,15 +21,21 @@ TRAIN = ("train", 1, "-f", "all", "--strategy", "scratch", "--iterations", 4, "-
 
 @pytest.fixture
 def cascaded(planned: TinyProject, tmp_path: Path) -> TinyProject:
-    """Planned with a cascade, as nnU-Net plans it where scans are much larger than a patch."""
+    """Planned with a cascade, as nnU-Net plans it where scans are much larger than a patch; its last stage, which
+    reads more, has a smaller patch than 3d_fullres, whose preprocessed data it reads."""
     project = planned.copy(tmp_path)
     path = project.preprocessed / "DiffSegPlans.json"
     plans = json.loads(path.read_text())
     full = plans["configurations"]["3d_fullres"]
     low = {"data_identifier": f"DiffSegPlans_{LOW}", "spacing": [20.0] * 3, "next_stage": FULL}
-    plans["configurations"] |= {LOW: full | low, FULL: {"inherits_from": "3d_fullres", "previous_stage": LOW}}
+    divisor = np.prod(full["architecture"]["arch_kwargs"]["strides"], axis=0)
+    patch = [int(size) for size in np.subtract(full["patch_size"], divisor)]
+    assert min(patch) > 0
+    last = {"inherits_from": "3d_fullres", "previous_stage": LOW, "patch_size": patch}
+    plans["configurations"] |= {LOW: full | low, FULL: last}
     sections = plans["diffseg"]["configurations"]
-    sections |= dict.fromkeys((LOW, FULL), sections["3d_fullres"])
+    training = sections["3d_fullres"]["training"]
+    sections |= {LOW: sections["3d_fullres"], FULL: {"training": training | {"patch_size": patch}}}
     path.write_text(json.dumps(plans))
     return project
 
@@ -40,6 +46,7 @@ def test_a_cascade_is_trained_anew_when_its_first_stage_changes(cascaded: TinyPr
     second = (*TRAIN, "-c", FULL)
     lines = [
         ("preprocess", 1, "-c", LOW, "3d_fullres"),
+        ("preprocess", 1, "-c", FULL),
         (*TRAIN, "-c", LOW),
         second,
         (*predict, "-c", FULL, "-o", project.folder / "out"),
@@ -49,9 +56,12 @@ def test_a_cascade_is_trained_anew_when_its_first_stage_changes(cascaded: TinyPr
         ("refine", 1, "-c", FULL, "-f", "all", "--strategy", "scratch", "--iterations", 2, "--width", 8),
         (*predict, "-c", FULL, "-o", project.folder / "refined", "--refine"),
     ]
-    *_, predicted, unchanged, first_anew, anew, refined, predicted_refined = project.diffseg.in_one_process(lines)
+    preprocessed, shared, _, _, *finished = project.diffseg.in_one_process(lines)
+    predicted, unchanged, first_anew, anew, refined, predicted_refined = finished
     for each in (predicted, first_anew, refined, predicted_refined):
         each.ok()
+    assert "preprocess/3d_fullres" in preprocessed.ok().out
+    assert "preprocess/3d_fullres" not in shared.ok().out
     assert "finished before, unchanged" in unchanged.ok().out
     assert "finished before, unchanged" not in anew.ok().out
     read = project.results / f"DiffSegTrainerScratch__DiffSegPlans__{LOW}" / "predicted_next_stage" / FULL
@@ -64,6 +74,24 @@ def test_a_cascade_is_trained_anew_when_its_first_stage_changes(cascaded: TinyPr
     for path in segmentations:
         assert sitk.ReadImage(str(path)).GetSize() == sitk.ReadImage(str(_image(project, path))).GetSize()
         assert np.isin(sitk.GetArrayFromImage(sitk.ReadImage(str(path))), range(4)).all()
+
+
+def test_what_a_cascade_cannot_do_is_said_before_anything_is_trained(cascaded: TinyProject) -> None:
+    both = ("run", 1, "-c", LOW, FULL)
+    lines = [
+        both,
+        (*both, "--strategy", "scratch", "--labels", "4slices"),
+        (*both, "--strategy", "scratch"),
+        ("train", 1, "-c", FULL, "-f", 0, "--strategy", "scratch"),
+    ]
+    unpretrained, sparse, unsegmented, alone = cascaded.diffseg.in_one_process(lines)
+    assert f"'{FULL}' is not pretrained: besides the image it reads" in unpretrained.refused().err
+    assert f"'{FULL}' is a cascade, which does not learn from cases annotated in part (4slices)" in sparse.refused().err
+    for each in (unsegmented, alone):
+        assert f"{LOW} has not segmented" in each.refused().err
+    assert f"Train {LOW} first, with -f 1 2 3 4 --strategy scratch" in unsegmented.err  # fold 0 is trained by the run
+    assert f"Train {LOW} first, with -f 0 1 2 3 4 --strategy scratch" in alone.err
+    assert not list(cascaded.results.glob("DiffSeg*"))
 
 
 def _image(project: TinyProject, segmentation: Path) -> Path:

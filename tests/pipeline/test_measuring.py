@@ -198,21 +198,6 @@ def test_what_does_not_fit_is_refused_with_a_budget_that_suits_all() -> None:
     assert "CUDA_VISIBLE_DEVICES" in str(error)
 
 
-@pytest.mark.parametrize(
-    ("error", "expected"),
-    [
-        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), True),
-        (RuntimeError("CUDA error: out of memory"), True),
-        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
-        (RuntimeError("GET was unable to find an engine to execute this computation"), True),
-        (RuntimeError("CUDA error: device-side assert triggered"), False),
-        (KeyError("out of memory"), False),
-    ],
-)
-def test_memory_that_runs_out_is_told_from_other_errors(error: Exception, expected: bool) -> None:
-    assert measured_steps.is_out_of_memory(error) == expected
-
-
 def test_several_gpus_are_told_what_they_can_share(order: Order) -> None:
     plans = order.plans
     memory = plans["diffseg"]["memory"]

@@ -174,6 +174,7 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(new_refiner: NewTrainer, mod
     resumed.load_checkpoint(str(stopped.latest_checkpoint))
     assert resumed.current_epoch == 2
     assert resumed.segmentor_record == RECORD
+    assert resumed._cpu_precision == stopped._cpu_precision is not None
     resumed.run_training()
     found = learnt(resumed)
     assert [key for key, tensor in expected.items() if not torch.equal(tensor, found[key])] == []

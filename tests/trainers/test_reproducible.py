@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -46,6 +48,20 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(new_trainer: NewTrainer, tra
     assert not resumed.latest_checkpoint.exists()
     if trainer_class is DiffSegPretrainer:
         assert [row["epoch"] for row in resumed.history.rows] == list(range(11))
+
+
+@pytest.mark.parametrize("trainer_class", [DiffSegPretrainer, DiffSegTrainer])
+def test_a_resumed_run_computes_in_the_format_it_began_with(new_trainer: NewTrainer, trainer_class: type) -> None:
+    """Whatever a comparison would say by now: here, what is asked for."""
+    stopped = new_trainer(trainer_class, iterations=22, precision="bfloat16")
+    stopped.initialize()
+    train_until(stopped, iteration=3)
+    resumed = resumed_from(stopped, new_trainer(trainer_class, iterations=22, precision="float32"))
+    train_until(resumed, iteration=5)
+    with resumed.cpu_autocast():
+        assert torch.get_autocast_dtype("cpu") == torch.bfloat16
+        assert torch.is_autocast_enabled("cpu")
+    assert "bfloat16: as before it was interrupted" in Path(resumed.log_file).read_text()
 
 
 def test_guidance_resumes_in_and_between_its_phases(new_trainer: NewTrainer) -> None:

@@ -183,7 +183,7 @@ class BareTrainer(DiffSegTrainerBase):
         self.settings = TrainingSettings(workers=0, **settings)
         self.device, self.rank, self.processes, self.current_epoch = torch.device("cpu"), 0, 1, 0
         self.num_iterations_per_epoch, self.num_val_iterations_per_epoch = 1, 1
-        self.folder, self.built, self._precision_sample = folder, 0, None
+        self.folder, self.built, self._precision_sample, self._cpu_precision = folder, 0, None, None
 
     def build_loaders(self) -> tuple[SeededLoader, SeededLoader]:
         self.built += 1

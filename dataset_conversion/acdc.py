@@ -104,7 +104,9 @@ def _frames(folder: Path, part: Part) -> list[SourceCase]:
             raise BadInputError(message, "Extract the download again, or remove the patient's folder.")
         label = VolumeFile(files[f"{stem}_gt"]) if frame in labelled else None
         phase = phases.get(frame, f"frame{frame:02d}")
-        cases.append(SourceCase(f"{folder.name}_{phase}", (VolumeFile(files[stem]),), label, part.role))
+        cases.append(
+            SourceCase(f"{folder.name}_{phase}", (VolumeFile(files[stem]),), label, part.role, patient=folder.name)
+        )
     return cases
 
 

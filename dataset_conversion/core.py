@@ -14,6 +14,7 @@ from typing import Any
 
 from diffseg_nnunet.atomic import DISK_FULL, write_json, write_text
 from diffseg_nnunet.errors import BadInputError, DiffSegError, StageFailedError
+from diffseg_nnunet.patients import SAME_PATIENT
 from diffseg_nnunet.raw_dataset import DATASET_JSON, SPLITS_FILE, why_unusable
 from diffseg_nnunet.verification import Finding, Progress, check_records, in_threads, listed, of_severity
 from diffseg_nnunet.workspace import Workspace, dataset_folder_name
@@ -101,6 +102,7 @@ def dataset_json(plan: ConversionPlan) -> dict[str, Any]:
     """The content of dataset.json."""
     return {
         **plan.extra,
+        **({SAME_PATIENT: plan.same_patient} if plan.same_patient else {}),
         "name": plan.name,
         "channel_names": {str(channel): plan.channel_names[channel] for channel in sorted(plan.channel_names)},
         "labels": dict(sorted(plan.labels.items(), key=lambda entry: entry[1])),

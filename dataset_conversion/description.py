@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,8 @@ class SourceCase:
         source_labels: name -> value in this label, where it differs from the plan's.
         unannotated: names of structures that nobody looked for in this case: they may hide in its background, which
             therefore becomes nnU-Net's ignore label.
+        patient: whom it shows, by whatever name tells him from others, where the source tells; it is not written, only
+            which cases share it.
     """
 
     identifier: str
@@ -35,6 +38,7 @@ class SourceCase:
     role: Role
     source_labels: Mapping[str, int] | None = None
     unannotated: tuple[str, ...] = ()
+    patient: str | None = None
 
     @property
     def sources(self) -> tuple[VolumeSource, ...]:
@@ -89,6 +93,15 @@ class ConversionPlan:
     extra: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     splits: tuple[SplitScheme, ...] = ()
+
+    @property
+    def same_patient(self) -> list[list[str]]:
+        """The cases of each patient who has several, sorted."""
+        cases: dict[str, list[str]] = defaultdict(list)
+        for case in self.cases:
+            if case.patient:
+                cases[case.patient].append(case.identifier)
+        return sorted(sorted(group) for group in cases.values() if len(group) > 1)
 
     def values(self, case: SourceCase) -> dict[int, int]:
         """Value in a case's label file -> value to write."""

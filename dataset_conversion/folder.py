@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Collection
 from pathlib import Path
 
 from diffseg_nnunet.errors import BadInputError
@@ -41,6 +43,7 @@ class FolderConverter(Converter):
         Option("rest_unlabelled", "Images without a label join the unlabelled pool.", bool),
         Option("image_pattern", "Paths of images below --images, e.g. {case}/ct; {case}/t1,{case}/flair."),
         Option("label_pattern", "Paths of labels below --labels (else --images), e.g. {case}/seg."),
+        Option("patients", "Regular expression that finds the patient in a case's name, e.g. '^[^_]+'; for the folds."),
     )
 
     def plan(
@@ -55,6 +58,7 @@ class FolderConverter(Converter):
         images: Path | None = None,
         image_pattern: str | None = None,
         label_pattern: str | None = None,
+        patients: str | None = None,
     ) -> ConversionPlan:
         """Pair the files by their names.
 
@@ -71,6 +75,8 @@ class FolderConverter(Converter):
             image_pattern: path of an image below the folder, ``{case}`` standing for the case, with or without its
                 ending; several channels by several patterns, separated by commas.
             label_pattern: the same of a label, below `labels`, or below the images where `labels` is None.
+            patients: finds in a case's name whom it shows (its first group, else the whole match): scans of one patient
+                never lie on both sides of a fold. A case without a match is a patient of its own.
 
         Raises:
             BadInputError: a folder is missing or has no image, names do not pair, or label names are wrong.
@@ -99,12 +105,14 @@ class FolderConverter(Converter):
         else:
             values = _label_values(label_names)
             _refuse_unpaired(image_files, label_files, rest_unlabelled)
+        shown, notes = _patients(patients, image_files)
         cases = tuple(
             SourceCase(
                 case,
                 channels(files, count),
                 VolumeFile(label_files[case]) if case in label_files else None,
                 "training" if case in label_files else "unlabelled",
+                patient=shown.get(case),
             )
             for case, files in sorted(image_files.items())
         )
@@ -115,7 +123,7 @@ class FolderConverter(Converter):
             labels=named,
             cases=cases,
             source_labels=values,
-            notes=tuple(renumbering(values, named)),
+            notes=(*renumbering(values, named), *notes),
         )
 
     def recognise(self, source: Path) -> Recognition | None:
@@ -124,6 +132,26 @@ class FolderConverter(Converter):
         count = len(visible_files(images, VOLUME_ENDINGS))
         reason = f"{count} image(s) lie in {images}, which tells nothing else"
         return Recognition(self.format_name, reason, 0.1, {}) if count else None
+
+
+def _patients(pattern: str | None, cases: Collection[str]) -> tuple[dict[str, str], list[str]]:
+    """Case -> patient, of those in whose names there is one, and notes."""
+    if pattern is None:
+        return {}, []
+    try:
+        found = {case: match for case in sorted(cases) if (match := re.search(pattern, case))}
+    except re.error as error:
+        raise BadInputError(f"--patients {pattern!r} is no regular expression ({error}).", "Mend it.") from error
+    if not found:
+        raise BadInputError(
+            f"--patients {pattern!r} finds nothing in any case's name, such as {min(cases)}.",
+            "Write what finds the patient in it, for example '^[^_]+': all before the first underscore.",
+        )
+    patients = {case: (match[1] if match.re.groups else None) or match[0] for case, match in found.items()}
+    notes = [f"{len(cases)} cases are of {len(set(patients.values())) + len(cases) - len(found)} patients."]
+    if alone := sorted(set(cases) - set(found)):
+        notes.append(f"No patient was found in the names of {len(alone)} case(s): {listed(alone)}.")
+    return patients, notes
 
 
 def _folders_in(source: Path) -> dict[str, Path]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from diffseg_nnunet.errors import BadInputError
+from diffseg_nnunet.patients import same_patient
 from diffseg_nnunet.raw_dataset import (
     DATASET_JSON,
     VOLUME_ENDINGS,
@@ -95,6 +97,8 @@ class NNUNetConverter(Converter):
             cases += _cases(added, "unlabelled", len(channel_names))
         training = {case.identifier for case in cases if case.role == "training"}
         splits, notes = _splits(dataset, training)
+        groups = same_patient(dataset.dataset_json)
+        patients = {case: str(number) for number, group in enumerate(groups) for case in group}
         # names without a value of their own any more are not written, and the others close the gaps
         labels = numbered([renamed.get(name, name) for name in values])
         notes += renumbering(values, labels) if not map else []
@@ -104,7 +108,7 @@ class NNUNetConverter(Converter):
             name=name or usable_name(given, self.format_name),
             channel_names=channel_names,
             labels=labels,
-            cases=tuple(cases),
+            cases=tuple(replace(case, patient=patients.get(case.identifier)) for case in cases),
             source_labels=values,
             renamed=renamed,
             extra=_extra(dataset) | {"converted_from": self.format_name},

@@ -94,9 +94,10 @@ def choose_splits(plan: ConversionPlan, name: str) -> ConversionPlan:
 
     Args:
         plan: its own schemes are known by their names.
-        name: one of them, with fewer labels where ``:n=6`` is appended (`splits.chosen`); "5-fold", nnU-Net's own rule;
-            or "n=6", a few-label list: of the training cases, sorted by identifier, the first 6 train and all others
-            validate. Such lists are nested (n=3 is a part of n=6), but no two of them validate on the same cases.
+        name: one of them, with fewer labels where ``:n=6`` is appended (`splits.chosen`); "5-fold", nnU-Net's own rule,
+            which divides no patient; or "n=6", a few-label list: of the training cases, sorted by identifier, the first
+            6 train and all others validate. Such lists are nested (n=3 is a part of n=6), but no two of them validate
+            on the same cases.
 
     Raises:
         BadInputError: there is no such scheme, or there are too few training cases for it.
@@ -107,8 +108,9 @@ def choose_splits(plan: ConversionPlan, name: str) -> ConversionPlan:
         scheme = _first(int(few[1]), training)
     else:
         own = {each.name for each in plan.splits}
-        by_rule = tuple(replace(each, name=FIVE_FOLD) for each in schemes.k_fold(training) if FIVE_FOLD not in own)
-        if name == FIVE_FOLD and len(training) < 2:
+        rule = schemes.k_fold(training, groups=plan.same_patient)
+        by_rule = tuple(replace(each, name=FIVE_FOLD) for each in rule if FIVE_FOLD not in own)
+        if name == FIVE_FOLD and not (by_rule or own):
             raise _too_few(name, training)
         scheme = schemes.chosen(replace(plan, splits=(*plan.splits, *by_rule)), name)
     return replace(plan, splits=(scheme, *(each for each in plan.splits if each.name != scheme.name)))
@@ -159,7 +161,7 @@ def _first(count: int, training: list[str]) -> SplitScheme:
 def _too_few(name: str, training: list[str]) -> BadInputError:
     return BadInputError(
         f"There are {len(training)} training case(s): too few for the splits '{name}'.",
-        "A fold needs at least one case to train and one to validate.",
+        "A fold needs at least one case to train and one, of another patient, to validate.",
     )
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from diffseg_nnunet.cross_validation import FOLDS, NNUNET_SEED, cross_validation
 from diffseg_nnunet.errors import BadInputError
+from diffseg_nnunet.patients import Groups, by_patient
 
 from .description import ConversionPlan, SplitScheme
 
@@ -105,23 +106,26 @@ def divided(schemes: Iterable[SplitScheme], cases: Iterable[str]) -> tuple[list[
     return whole, lacking
 
 
-def k_fold(cases: Iterable[str], folds: int = FOLDS, always: Iterable[str] = ()) -> tuple[SplitScheme, ...]:
+def k_fold(
+    cases: Iterable[str], folds: int = FOLDS, always: Iterable[str] = (), groups: Groups = ()
+) -> tuple[SplitScheme, ...]:
     """nnU-Net's cross-validation of the cases, in the order of their names; nothing where there are fewer than two.
 
     Args:
         cases: those that are divided, and validate once each.
         folds: how many; fewer where there are fewer cases.
         always: further cases that train in every fold and never validate (pseudo-labelled ones).
+        groups: cases of one patient each, which stay on one side: then two patients are needed.
     """
     ordered, always = sorted(set(cases)), tuple(sorted(set(always)))
-    if len(ordered) < 2:
+    if len(by_patient(ordered, groups)) < 2:
         return ()
-    parts = cross_validation(ordered, folds)
+    parts = cross_validation(ordered, folds, groups)
     return (
         SplitScheme(
             f"{len(parts)}-fold",
             tuple({"train": (*fold["train"], *always), "val": tuple(fold["val"])} for fold in parts),
-            f"nnU-Net's rule: KFold, shuffled, seed {NNUNET_SEED}",
+            f"nnU-Net's rule: KFold{' of patients' if groups else ''}, shuffled, seed {NNUNET_SEED}",
         ),
     )
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,10 @@ class PoolMember:
     source: str
     folder: Path
     cases: tuple[str, ...]
+
+    def without(self, identifiers: Collection[str]) -> PoolMember:
+        """The same but for some of ``source/case``."""
+        return replace(self, cases=tuple(case for case in self.cases if f"{self.source}/{case}" not in identifiers))
 
 
 class PooledDataset:
@@ -124,6 +128,7 @@ def pools_of_fold(
     fold: int | str,
     training: Sequence[str],
     validation: Sequence[str],
+    held_back: Collection[str] = (),
 ) -> tuple[PooledDataset, PooledDataset]:
     """The cases to learn from and those to watch the loss on; without labels both are the same.
 
@@ -133,6 +138,7 @@ def pools_of_fold(
         pool: the setting.
         fold: or "all".
         training, validation: the fold's labelled cases.
+        held_back: ``source/case`` of unlabelled scans that are not learnt from, unless the pool or the fold is "all".
 
     Raises:
         BadInputError: there is nothing to learn from; a validation case of the fold would be learnt from, unless the
@@ -143,6 +149,8 @@ def pools_of_fold(
     if not labelled:
         seen = PooledDataset(unlabelled)
         return seen, seen
+    if "all" not in (pool, fold):
+        unlabelled = [member.without(held_back) for member in unlabelled]
     cases = {"unlabeled": (), "training": tuple(training), "all": labelled}[pool]
     seen = PooledDataset([PoolMember(name, own, cases), *unlabelled])
     watched = PooledDataset([PoolMember(name, own, tuple(validation))])

@@ -32,6 +32,8 @@ class PretrainingDataTrainer(DiffSegTrainerBase):
 
     def apply(self, settings: PretrainingSettings) -> None:
         super().apply(settings)
+        self.held_back: Sequence[str] = ()
+        """``source/case`` of unlabelled scans that are not learnt from: the fold's validation patients."""
         self._seen_before: dict[str, list[str]] = {}  # by an interrupted run; a checkpoint forgets no case
 
     def pools(self) -> tuple[PooledDataset, PooledDataset]:
@@ -42,7 +44,7 @@ class PretrainingDataTrainer(DiffSegTrainerBase):
         """
         folder, data = Path(self.preprocessed_dataset_folder_base), self.configuration_manager.data_identifier
         training, validation = self.do_split() if preprocessed_cases(folder / data) else ([], [])
-        return pools_of_fold(folder, data, self.settings.pool, self.fold, training, validation)
+        return pools_of_fold(folder, data, self.settings.pool, self.fold, training, validation, self.held_back)
 
     @staticmethod
     def check_data(
@@ -51,6 +53,7 @@ class PretrainingDataTrainer(DiffSegTrainerBase):
         fold: int | str,
         cases: Mapping[str, Sequence[str]],
         settings: PretrainingSettings,
+        held_back: Sequence[str] = (),
     ) -> None:
         """Look at what would be pretrained on, and for how long, before there is a trainer.
 
@@ -60,6 +63,7 @@ class PretrainingDataTrainer(DiffSegTrainerBase):
             fold: or "all".
             cases: the fold's labelled ones, "train" and "val".
             settings: of the pretraining.
+            held_back: as in :func:`pools_of_fold`.
 
         Raises:
             BadInputError: as :meth:`pools`; the cases have no place in the body, and coordinates are wanted; guidance
@@ -72,7 +76,8 @@ class PretrainingDataTrainer(DiffSegTrainerBase):
                 "Give more --iterations, or `--coordinates auxiliary`.",
             )
         training, validation = cases["train"], cases["val"]
-        for dataset in pools_of_fold(preprocessed, data_identifier, settings.pool, fold, training, validation):
+        own = (settings.pool, fold, training, validation, held_back)
+        for dataset in pools_of_fold(preprocessed, data_identifier, *own):
             if settings.coordinates.mode == "none":
                 continue
             for identifier in dataset.one_of_each_source():  # one reader has read them all

@@ -20,6 +20,7 @@ from .annotations import Annotation
 from .index import Index, index, is_dicom
 from .matching import ImageStack, annotated_series, described, label_source, stack_of, stacks
 from .naming import IDENTIFIERS, identifiers
+from .patients import patients_of
 from .selection import MODALITIES, Wanted, image_modality, is_annotation, pick
 from .structures import label_of, label_values, notes_on_names, parse_rois
 
@@ -142,7 +143,8 @@ class _Cases:
     ) -> tuple[list[SourceCase], list[str]]:
         """The cases, and notes on their structures."""
         cases, named = [], []
-        for stack, identifier, drawn in zip(self.stacks, self._names, self._drawn, strict=True):
+        patients, notes = patients_of([stack.series for stack in self.stacks])
+        for stack, identifier, drawn, patient in zip(self.stacks, self._names, self._drawn, patients, strict=True):
             label = label_source(stack, drawn, rois, values)
             names = [name for each in drawn for name in _names(each)]
             if drawn:
@@ -151,8 +153,8 @@ class _Cases:
             lacking = tuple(each for each, value in values.items() if value and each not in having)
             role = "unlabelled" if label is None else "training"
             unannotated = lacking if partial and label is not None else ()
-            cases.append(SourceCase(identifier, (stack.source,), label, role, unannotated=unannotated))
-        return cases, notes_on_names(rois, named)
+            cases.append(SourceCase(identifier, (stack.source,), label, role, None, unannotated, patient))
+        return cases, [*notes, *notes_on_names(rois, named)]
 
 
 def _names(drawn: tuple[bool, Annotation]) -> list[str]:

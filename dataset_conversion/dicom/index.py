@@ -35,6 +35,7 @@ class Instance:
     series: str
     frame_of_reference: str
     patient: str
+    study: str
     study_date: str
     series_number: str
     description: str
@@ -142,6 +143,7 @@ def _described(header: Dataset, path: Path) -> Instance:
         series=text("SeriesInstanceUID"),
         frame_of_reference=text("FrameOfReferenceUID"),
         patient=text("PatientID"),
+        study=text("StudyInstanceUID"),
         study_date=text("StudyDate"),
         series_number=text("SeriesNumber"),
         description=text("SeriesDescription"),

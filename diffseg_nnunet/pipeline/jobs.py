@@ -23,6 +23,9 @@ from diffseg_nnunet.planning.section import predicted_gib
 from diffseg_nnunet.training import processes
 from diffseg_nnunet.training.settings import ProbingSettings, TrainingSettings
 
+HELD_BACK = "held_back"
+"""Of a pretraining's inputs: unlabelled scans that it does not learn from."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -98,7 +101,11 @@ class PretrainingJob(Job):
         super().check()
         data, fold = self.project.preprocessed_folder(self.configuration).name, self.folder.name.removeprefix("fold_")
         trainer = registry.load("trainers", self.trainer)
-        trainer.check_data(self.project.preprocessed, data, fold, self.inputs["cases"], self.settings)
+        held_back = self.inputs.get(HELD_BACK, ())
+        trainer.check_data(self.project.preprocessed, data, fold, self.inputs["cases"], self.settings, held_back)
+
+    def prepare(self, trainer: Any) -> None:
+        trainer.held_back = self.inputs.get(HELD_BACK, ())
 
 
 def run_job(job: Job, resume: bool) -> Path:

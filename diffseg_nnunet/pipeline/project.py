@@ -10,6 +10,7 @@ from typing import Any
 
 from diffseg_nnunet import registry
 from diffseg_nnunet.errors import BadInputError
+from diffseg_nnunet.patients import Groups, same_patient
 from diffseg_nnunet.pipeline.manifest import Manifest
 from diffseg_nnunet.pipeline.reporter import Reporter, Silent
 from diffseg_nnunet.planning.section import PLANS_NAME, UNLABELLED_SUFFIX, diffseg_section
@@ -59,6 +60,15 @@ class Project:
 
     def raw(self) -> RawDataset:
         return RawDataset.open(self.workspace.raw / self.name)
+
+    def same_patient(self) -> Groups:
+        """Labelled and unlabelled cases of one patient each, by the raw dataset.json.
+
+        Raises:
+            BadInputError: it names them in another form.
+        """
+        path = self.workspace.raw / self.name / DATASET_JSON
+        return same_patient(read_json_object(path)) if path.is_file() else ()
 
     def plans(self) -> dict[str, Any]:
         """The plans, with our section.

@@ -10,6 +10,7 @@ from diffseg_nnunet.atomic import write_json
 from diffseg_nnunet.budgets.folds import LABEL_BUDGETS, read_budget_folds
 from diffseg_nnunet.cross_validation import FOLDS, cross_validation
 from diffseg_nnunet.errors import BadInputError
+from diffseg_nnunet.patients import Groups, by_patient
 from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.raw_dataset import SPLITS_FILE
 
@@ -20,9 +21,9 @@ def ensure_splits(project: Project, configuration: str) -> Splits:
     """The splits of the preprocessed labelled cases, written atomically where there are none.
 
     Where there are none, those of the raw data set are taken, which its conversion chose, else nnU-Net's rule makes
-    them. Splits that this rule made are made anew when cases have come or gone. A user's own (a published split) are
-    never touched: cases they leave out are warned of, cases that do not exist are refused. Folds that are label budgets
-    go with the folds they were drawn from.
+    them, with the scans of a patient on one side (dataset.json's ``same_patient``). Splits that this rule made are made
+    anew when cases have come or gone. A user's own (a published split) are never touched: cases they leave out are
+    warned of, cases that do not exist are refused. Folds that are label budgets go with the folds they were drawn from.
 
     Raises:
         BadInputError: too few cases for a split; the file is no splits file; it names cases that do not exist, or
@@ -30,7 +31,7 @@ def ensure_splits(project: Project, configuration: str) -> Splits:
     """
     path = project.preprocessed / SPLITS_FILE
     cases = sorted(project.labelled_preprocessed(configuration))
-    chosen = project.workspace.raw / project.name / SPLITS_FILE
+    chosen, groups = project.workspace.raw / project.name / SPLITS_FILE, project.same_patient()
     if not path.is_file() and chosen.is_file():
         write_json(path, read_splits(chosen))
     if path.is_file():
@@ -39,7 +40,7 @@ def ensure_splits(project: Project, configuration: str) -> Splits:
         named, drawn_from = _named(splits, budgets)
         if named == cases:
             return splits
-        if not _made_by_rule(drawn_from, named):
+        if not _made_by_rule(drawn_from, named, groups):
             _check_own(project, path, named, cases)
             return splits
         project.reporter.warn(f"cases have come or gone since {path} was written: the folds are drawn anew")
@@ -50,7 +51,13 @@ def ensure_splits(project: Project, configuration: str) -> Splits:
             f"{project.name} has {len(cases)} labelled case(s) preprocessed for {configuration}: too few for a split.",
             "Label more, or train on everything with `-f all`.",
         )
-    splits = cross_validation(cases)
+    if len(by_patient(cases, groups)) < 2:
+        raise BadInputError(
+            f"All {len(cases)} labelled cases of {project.name} are of one patient by dataset.json ('same_patient'): "
+            "no fold would validate on another.",
+            "Label scans of others, correct the entry, or train on everything with `-f all`.",
+        )
+    splits = cross_validation(cases, groups=groups)
     write_json(path, splits)
     (project.preprocessed / LABEL_BUDGETS).unlink(missing_ok=True)
     return splits
@@ -64,14 +71,16 @@ def check_fold(project: Project, configuration: str, fold: int | str) -> None:
 
 def expected_folds(project: Project, labelled: Sequence[str]) -> int:
     """How many folds there are, or will be once the `labelled` cases are preprocessed."""
+    groups = project.same_patient()
+    by_rule = min(FOLDS, len(by_patient(labelled, groups)))
     for folder in (project.preprocessed, project.workspace.raw / project.name):
         if (folder / SPLITS_FILE).is_file():
             splits = read_splits(folder / SPLITS_FILE)
             budgets = read_budget_folds(folder, splits)
             named, drawn_from = _named(splits, budgets)
-            drawn_anew = named != sorted(labelled) and _made_by_rule(drawn_from, named)
-            return min(FOLDS, len(labelled)) if drawn_anew else len(splits)
-    return min(FOLDS, len(labelled))
+            drawn_anew = named != sorted(labelled) and _made_by_rule(drawn_from, named, groups)
+            return by_rule if drawn_anew else len(splits)
+    return by_rule
 
 
 def _named(splits: Splits, budgets: Container[int]) -> tuple[list[str], Splits]:
@@ -89,8 +98,10 @@ def refuse_unknown_fold(project: Project, count: int, fold: int | str) -> None:
         )
 
 
-def _made_by_rule(splits: Splits, named: list[str]) -> bool:
-    return len(named) >= 2 and splits == cross_validation(named)
+def _made_by_rule(splits: Splits, named: list[str], groups: Groups) -> bool:
+    """Whether they are nnU-Net's folds of the cases they name, by patient or, as stock nnU-Net makes them, not."""
+    grouped = len(by_patient(named, groups)) >= 2 and splits == cross_validation(named, groups=groups)
+    return grouped or (len(named) >= 2 and splits == cross_validation(named))
 
 
 def read_splits(path: Path) -> Splits:

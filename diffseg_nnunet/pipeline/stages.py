@@ -11,7 +11,8 @@ from diffseg_nnunet.diffusion.gaussian import DiffusionSettings
 from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.pipeline.cascades import previous_stage_inputs, refuse_cascade
 from diffseg_nnunet.pipeline.device import prepare_device
-from diffseg_nnunet.pipeline.jobs import Job, PretrainingJob, run_job
+from diffseg_nnunet.pipeline.held_back import held_back, shown, warn_of_divided_patients
+from diffseg_nnunet.pipeline.jobs import HELD_BACK, Job, PretrainingJob, run_job
 from diffseg_nnunet.pipeline.label_budgets import base_fold, budget_of
 from diffseg_nnunet.pipeline.preprocessing import preprocessing_inputs, require_preprocessed
 from diffseg_nnunet.pipeline.project import Project
@@ -57,6 +58,10 @@ def pretrain(
     fold = base_fold(project, configuration, fold)
     cases = fold_cases(project, configuration, fold)
     inputs = stage_inputs(project, configuration, cases, chosen)
+    if chosen.pool != "all" and (hidden := held_back(project, fold, cases["val"])):
+        inputs[HELD_BACK] = hidden
+        project.reporter.info(f"fold {fold}: {shown(hidden)}")
+    warn_of_divided_patients(project, fold, cases)
     folder = project.model_folder("pretrain", configuration) / f"fold_{fold}"
     stage = f"pretrain/{configuration}/fold_{fold}"
     section = {name: diffseg_section(plans)[name] for name in PLANNED_SETTINGS}
@@ -117,6 +122,7 @@ def train(
     inputs = training_inputs(project, configuration, fold, strategy, chosen)
     if weights is not None:
         inputs["pretrained"] = file_digest(weights)
+    warn_of_divided_patients(project, fold, inputs["cases"])
     folder = project.model_folder(strategy, configuration) / f"fold_{fold}"
     stage = training_stage(strategy, configuration, fold)
     noted = asked.to_json() | ({"labels": inputs["labels"]} if "labels" in inputs else {})

@@ -62,6 +62,8 @@ def _duplicates(records: Iterable[CaseRecord]) -> Iterator[Finding]:
             message += " Where a split parts them, a validation case has been trained on."
             if len({record.label.digest for record in copies if record.label is not None}) > 1:
                 message += " Their labels differ."
+        elif roles["training"]:
+            message += " The fold that validates on it is not pretrained on the unlabelled copy."
         elif roles["test"] and roles["unlabelled"]:
             message += " The pretraining would see a test image, though not its label."
         else:

@@ -9,6 +9,7 @@ import pytest
 
 from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.pipeline import splits as splits_module
+from diffseg_nnunet.pipeline.held_back import warn_of_divided_patients
 from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.workspace import Workspace
 
@@ -124,3 +125,39 @@ def test_an_unknown_fold_is_refused(project: Project) -> None:
     splits_module.check_fold(project, "3d_fullres", 2)
     with pytest.raises(BadInputError, match="has folds 0 to 2, not 3"):
         splits_module.check_fold(project, "3d_fullres", 3)
+
+
+def set_patients(project: Project, *groups: list[str]) -> None:
+    raw = project.workspace.raw / project.name
+    raw.mkdir(parents=True, exist_ok=True)
+    (raw / "dataset.json").write_text(json.dumps({"same_patient": groups}))
+
+
+def test_scans_of_one_patient_are_on_one_side(project: Project) -> None:
+    names = [f"case_{number}" for number in range(6)]
+    add_cases(project, *names)
+    set_patients(project, names[:2], names[2:4])
+    assert splits_module.expected_folds(project, names) == 4
+    folds = splits_module.ensure_splits(project, "3d_fullres")
+    assert sorted(fold["val"] for fold in folds) == [names[:2], names[2:4], names[4:5], names[5:]]
+    # folds by this rule are drawn anew with the cases, and so are those that stock nnU-Net's left there
+    add_cases(project, "case_6")
+    assert len(splits_module.ensure_splits(project, "3d_fullres")) == 5
+    assert "drawn anew" in project.reporter.warnings[0]
+
+
+def test_all_cases_of_one_patient_are_no_cross_validation(project: Project) -> None:
+    add_cases(project, "a", "b")
+    set_patients(project, ["a", "b"])
+    with pytest.raises(BadInputError, match=r"All 2 labelled cases of Dataset001_Test are of one patient"):
+        splits_module.ensure_splits(project, "3d_fullres")
+
+
+def test_own_splits_that_divide_a_patient_are_told(project: Project) -> None:
+    set_patients(project, ["a", "b", "un"], ["c", "d"])
+    cases = {"train": ["a", "c"], "val": ["b", "e"]}
+    warn_of_divided_patients(project, 0, cases)
+    assert "fold 0 trains on 1 other scan(s) of patients that it validates on, e.g. a" in project.reporter.warnings[0]
+    warn_of_divided_patients(project, "all", cases)
+    warn_of_divided_patients(project, 0, {"train": ["c", "d"], "val": ["b"]})
+    assert len(project.reporter.warnings) == 1

@@ -120,6 +120,18 @@ def test_splits_that_overlap_are_refused(tmp_path: Path) -> None:
         assert [identifier[-1] for identifier in watched.identifiers] == ["b", "c", "d"]
 
 
+def test_what_is_held_back_is_not_learnt_from(tmp_path: Path) -> None:
+    """Of this name and data set alone; a pool that is to hold everything holds it, too."""
+    folder = preprocessed_data_set(tmp_path, {"u": 1, "v": 1})
+    held_back, cases = [f"{tmp_path.name}/u", "elsewhere/v", f"{tmp_path.name}/a"], (["a", "b"], ["c", "d"])
+    for pool, fold, expected in (("training", 0, "abv"), ("unlabeled", 0, "v"), ("all", 0, "abcduv")):
+        seen, watched = pools_of_fold(folder, DATA, pool, fold, *cases, held_back)
+        assert "".join(identifier[-1] for identifier in seen.identifiers) == expected
+        assert "".join(identifier[-1] for identifier in watched.identifiers) == "cd"
+    with pytest.raises(BadInputError, match="pool to pretrain on is empty"):
+        pools_of_fold(folder, DATA, "unlabeled", 0, *cases, [f"{tmp_path.name}/{case}" for case in "uv"])
+
+
 def test_a_png_has_no_place_in_the_body(tmp_path: Path) -> None:
     imsave(tmp_path / "a.png", np.zeros((4, 4), np.uint8), check_contrast=False)
     _, read = NaturalImage2DIO().read_images([str(tmp_path / "a.png")])

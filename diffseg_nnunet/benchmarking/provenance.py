@@ -156,15 +156,11 @@ def refuse_copies(
     for division in divisions:
         training = [("", record) for record in own if record.role == "training" and record.case in division.train]
         test = [record for record in own if record.role == "training" and record.case in division.test]
-        seen = {_voxels(record): where + record.case for where, record in (*training, *unlabelled, *others)}
-        copies = [f"{record.case} is {seen[_voxels(record)]}" for record in test if _voxels(record) in seen]
+        seen = {record.voxels: where + record.case for where, record in (*training, *unlabelled, *others)}
+        copies = [f"{record.case} is {seen[record.voxels]}" for record in test if record.voxels in seen]
         if copies:
             raise BadInputError(
                 f"{len(copies)} test case(s) of {project.name} are also in what is trained or pretrained on, by their "
                 f"voxels: {listed(copies)}.",
                 "Remove the copies from the pool, or choose other test cases.",
             )
-
-
-def _voxels(record: CaseRecord) -> tuple[str, ...]:
-    return tuple(channel.digest for channel in record.channels)

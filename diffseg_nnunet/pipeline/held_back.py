@@ -48,21 +48,17 @@ def _copies(project: Project, validation: set[str]) -> set[str]:
     names = [project.name, *(dataset.name for dataset in pool_datasets(project))]
     sources = [Project(project.workspace, name) for name in names]  # silent ones: nothing is verified here
     records = {each.name: examined(each).records for each in sources if is_verified(each)}
-    validated = {_voxels(record) for record in records.get(project.name, ()) if _is_of(record, validation)}
+    validated = {record.voxels for record in records.get(project.name, ()) if _is_of(record, validation)}
     return {
         f"{name}/{record.case}"
         for name, known in records.items()
         for record in known
-        if _voxels(record) in validated and (name != project.name or record.role == "unlabelled")
+        if record.voxels in validated and (name != project.name or record.role == "unlabelled")
     }
 
 
 def _is_of(record: CaseRecord, cases: set[str]) -> bool:
     return record.role == "training" and record.case in cases
-
-
-def _voxels(record: CaseRecord) -> tuple[str, ...]:
-    return tuple(channel.digest for channel in record.channels)
 
 
 def shown(identifiers: Sequence[str]) -> str:

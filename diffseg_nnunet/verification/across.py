@@ -49,7 +49,7 @@ def _duplicates(records: Iterable[CaseRecord]) -> Iterator[Finding]:
     same: dict[tuple[str, ...], list[CaseRecord]] = defaultdict(list)
     for record in records:
         if any(channel.minimum < channel.maximum for channel in record.channels):
-            same[tuple(channel.digest for channel in record.channels)].append(record)
+            same[record.voxels].append(record)
     for copies in (copies for copies in same.values() if len(copies) > 1):
         shown = listed(f"{record.case} ({_FOLDERS[record.role]})" for record in copies)
         roles = Counter(record.role for record in copies)

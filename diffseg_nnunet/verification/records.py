@@ -102,6 +102,11 @@ class CaseRecord:
     channels: tuple[ChannelRecord, ...]
     label: LabelRecord | None
 
+    @property
+    def voxels(self) -> tuple[str, ...]:
+        """Digests of its channels: the same for copies of its images, and for these alone."""
+        return tuple(channel.digest for channel in self.channels)
+
     @classmethod
     def of(
         cls,

@@ -8,6 +8,8 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+from diffseg_nnunet.errors import BadInputError
+from diffseg_nnunet.patients import SAME_PATIENT, others_of, same_patient
 from diffseg_nnunet.raw_dataset import (
     VOLUME_ENDINGS,
     Case,
@@ -192,6 +194,23 @@ def _check_listing(dataset: RawDataset, labelled: list[Case], unlabelled: list[C
         yield Finding("num_training", "", message, f"Set numTraining to {count}, or add what is missing.")
     yield from _check_names(dataset)
     yield from _check_identifiers(labelled, unlabelled, dataset.test_cases())
+    yield from _check_patients(dataset, labelled, unlabelled)
+
+
+def _check_patients(dataset: RawDataset, labelled: list[Case], unlabelled: list[Case]) -> Iterator[Finding]:
+    try:
+        groups = same_patient(dataset.dataset_json)
+    except BadInputError as error:
+        yield Finding("same_patient", "", error.message, error.mend)
+        return
+    learnt = {case.identifier for case in (*labelled, *unlabelled)}
+    test = {case.identifier for case in dataset.test_cases()}
+    if missing := sorted({case for group in groups for case in group} - learnt - test):
+        message = f"'{SAME_PATIENT}' in dataset.json names {len(missing)} case(s) that are not here: {listed(missing)}."
+        yield Finding("same_patient", "", message, "Correct the names, or take them out.", "warning")
+    if trained := sorted((others_of(test, groups) & learnt) - test):
+        message = f"{len(trained)} case(s) show patients of test images, which therefore are no unseen ones: "
+        yield Finding("same_patient", "", f"{message}{listed(trained)}.", "Move either to another data set.", "warning")
 
 
 def _check_names(dataset: RawDataset) -> Iterator[Finding]:

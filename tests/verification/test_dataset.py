@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,24 @@ def test_numtraining_that_does_not_fit(tmp_path: Path) -> None:
     assert finding.code == "num_training"
     assert "has 2 training cases" in finding.message
     assert "numTraining is 5" in finding.message
+
+
+@pytest.mark.parametrize(
+    ("groups", "severity", "words"),
+    [
+        ([["liver_1", "pool_1"], ["liver_2"]], None, ""),
+        ([["liver_1", "gone"]], "warning", "'same_patient' in dataset.json names 1 case(s) that are not here: gone."),
+        ([["liver_1", "test_1"]], "warning", "1 case(s) show patients of test images, which therefore are no unseen"),
+        ([["liver_1"], ["liver_1"]], "error", "is no list of groups, or names a case twice"),
+    ],
+)
+def test_patients(tmp_path: Path, groups: list, severity: str | None, words: str) -> None:
+    folder = make_dataset(tmp_path, same_patient=groups)
+    (folder / "imagesTs").mkdir(exist_ok=True)
+    shutil.copy(folder / "imagesUn/pool_1_0000.nii.gz", folder / "imagesTs/test_1_0000.nii.gz")
+    found = [finding for finding in verify(folder) if finding.code == "same_patient"]
+    assert [finding.severity for finding in found] == ([] if severity is None else [severity])
+    assert all(words in finding.message for finding in found)
 
 
 @pytest.mark.parametrize(

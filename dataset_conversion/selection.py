@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from diffseg_nnunet.errors import BadInputError
+from diffseg_nnunet.patients import Groups, others_of
 from diffseg_nnunet.verification import listed
 
 from . import splits as schemes
@@ -105,7 +106,7 @@ def choose_splits(plan: ConversionPlan, name: str) -> ConversionPlan:
     training = schemes.labelled_by_people(plan)
     few = _FEW.fullmatch(name)
     if few is not None:
-        scheme = _first(int(few[1]), training)
+        scheme = _first(int(few[1]), training, plan.same_patient)
     else:
         own = {each.name for each in plan.splits}
         rule = schemes.k_fold(training, groups=plan.same_patient)
@@ -150,12 +151,16 @@ def names_given(text: str, option: str) -> tuple[str, ...]:
     return names
 
 
-def _first(count: int, training: list[str]) -> SplitScheme:
-    if not 1 <= count < len(training):
+def _first(count: int, training: list[str], groups: Groups) -> SplitScheme:
+    first = training[:count]
+    patients = others_of(first, groups)
+    rest = [case for case in training[count:] if case not in patients]
+    if not (first and rest):
         raise _too_few(f"n={count}", training)
-    rest = len(training) - count
-    source = f"few-label list: the first {count} training case(s) by identifier train, the other {rest} validate"
-    return SplitScheme(f"n={count}", ({"train": tuple(training[:count]), "val": tuple(training[count:])},), source)
+    source = f"few-label list: the first {count} training case(s) by identifier train, the other {len(rest)} validate"
+    if left_out := len(training) - count - len(rest):
+        source += f" but for {left_out} of the same patients"
+    return SplitScheme(f"n={count}", ({"train": tuple(first), "val": tuple(rest)},), source)
 
 
 def _too_few(name: str, training: list[str]) -> BadInputError:

@@ -41,6 +41,9 @@ def test_drawn_folds_divide_no_patient(more: Path) -> None:
     plan = FolderConverter().plan(more, modality="CT", patients=r"liver_(\d)", rest_unlabelled=True)
     folds = prepared(plan, splits="5-fold").splits[0].folds
     assert sorted(fold["val"] for fold in folds) == [("liver_1", "liver_1b"), ("liver_2",), ("liver_3",)]
+    few = prepared(plan, splits="n=1").splits[0]
+    assert few.folds == ({"train": ("liver_1",), "val": ("liver_2", "liver_3")},)
+    assert "the other 2 validate but for 1 of the same patients" in few.source
 
 
 def test_cases_in_whose_names_there_is_none(run: Run, more: Path) -> None:

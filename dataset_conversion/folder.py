@@ -148,7 +148,7 @@ def _patients(pattern: str | None, cases: Collection[str]) -> tuple[dict[str, st
             "Write what finds the patient in it, for example '^[^_]+': all before the first underscore.",
         )
     patients = {case: (match[1] if match.re.groups else None) or match[0] for case, match in found.items()}
-    notes = [f"{len(cases)} cases are of {len(set(patients.values())) + len(cases) - len(found)} patients."]
+    notes = [f"{len(cases)} cases are of {len(set(patients.values())) + len(cases) - len(found)} patient(s)."]
     if alone := sorted(set(cases) - set(found)):
         notes.append(f"No patient was found in the names of {len(alone)} case(s): {listed(alone)}.")
     return patients, notes

@@ -104,7 +104,8 @@ def _check_early(project: Project, request: RunRequest) -> None:
         raise BadInputError(f"nnU-Net has no configuration '{wrong[0]}'.", f"Choose of {', '.join(known)} with -c.")
     if labelled := [case.identifier for case in project.raw().labelled_cases()]:
         for fold in request.folds:
-            refuse_unknown_fold(project, expected_folds(project, labelled), fold)
+            if fold != "all":
+                refuse_unknown_fold(project, expected_folds(project, labelled), fold)
             if request.labels is not None:
                 check_budget(project, fold, request.labels)
         budget = None if request.labels is None else LabelBudget.parse(request.labels)

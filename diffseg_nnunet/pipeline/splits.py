@@ -51,12 +51,7 @@ def ensure_splits(project: Project, configuration: str) -> Splits:
             f"{project.name} has {len(cases)} labelled case(s) preprocessed for {configuration}: too few for a split.",
             "Label more, or train on everything with `-f all`.",
         )
-    if len(by_patient(cases, groups)) < 2:
-        raise BadInputError(
-            f"All {len(cases)} labelled cases of {project.name} are of one patient by dataset.json ('same_patient'): "
-            "no fold would validate on another.",
-            "Label scans of others, correct the entry, or train on everything with `-f all`.",
-        )
+    _refuse_one_patient(project, cases, groups)
     splits = cross_validation(cases, groups=groups)
     write_json(path, splits)
     (project.preprocessed / LABEL_BUDGETS).unlink(missing_ok=True)
@@ -70,17 +65,31 @@ def check_fold(project: Project, configuration: str, fold: int | str) -> None:
 
 
 def expected_folds(project: Project, labelled: Sequence[str]) -> int:
-    """How many folds there are, or will be once the `labelled` cases are preprocessed."""
+    """How many folds there are, or will be once the `labelled` cases are preprocessed.
+
+    Raises:
+        BadInputError: they will have to be drawn, and all cases are of one patient; or as :func:`read_splits`.
+    """
     groups = project.same_patient()
-    by_rule = min(FOLDS, len(by_patient(labelled, groups)))
     for folder in (project.preprocessed, project.workspace.raw / project.name):
         if (folder / SPLITS_FILE).is_file():
             splits = read_splits(folder / SPLITS_FILE)
             budgets = read_budget_folds(folder, splits)
             named, drawn_from = _named(splits, budgets)
-            drawn_anew = named != sorted(labelled) and _made_by_rule(drawn_from, named, groups)
-            return by_rule if drawn_anew else len(splits)
-    return by_rule
+            if named == sorted(labelled) or not _made_by_rule(drawn_from, named, groups):
+                return len(splits)
+            break
+    _refuse_one_patient(project, labelled, groups)
+    return min(FOLDS, len(by_patient(labelled, groups)))
+
+
+def _refuse_one_patient(project: Project, cases: Sequence[str], groups: Groups) -> None:
+    if len(cases) > 1 and len(by_patient(cases, groups)) < 2:
+        raise BadInputError(
+            f"All {len(cases)} labelled cases of {project.name} are of one patient by dataset.json ('same_patient'): "
+            "no fold would validate on another.",
+            "Label scans of others, correct the entry, or train on everything with `-f all`.",
+        )
 
 
 def _named(splits: Splits, budgets: Container[int]) -> tuple[list[str], Splits]:

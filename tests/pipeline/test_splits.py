@@ -151,6 +151,8 @@ def test_all_cases_of_one_patient_are_no_cross_validation(project: Project) -> N
     set_patients(project, ["a", "b"])
     with pytest.raises(BadInputError, match=r"All 2 labelled cases of Dataset001_Test are of one patient"):
         splits_module.ensure_splits(project, "3d_fullres")
+    with pytest.raises(BadInputError, match=r"train on everything with `-f all`"):
+        splits_module.expected_folds(project, ["a", "b"])
 
 
 def test_own_splits_that_divide_a_patient_are_told(project: Project) -> None:

@@ -30,7 +30,7 @@ def test_scans_of_one_patient(run: Run, more: Path, workspace: Workspace, patter
     report = run(patients=pattern, rest_unlabelled=True)
     expected = [["liver_1", "liver_1b"], ["liver_3", "liver_3b"]]
     assert json.loads((report.folder / "dataset.json").read_text())["same_patient"] == expected
-    assert "5 cases are of 3 patients." in report.notes
+    assert "5 cases are of 3 patient(s)." in report.notes
     # and are kept where the data set is converted once more, as far as its cases are taken
     again = NNUNetConverter().plan(report.folder)
     assert again.same_patient == expected
@@ -48,7 +48,7 @@ def test_drawn_folds_divide_no_patient(more: Path) -> None:
 
 def test_cases_in_whose_names_there_is_none(run: Run, more: Path) -> None:
     notes = run(patients=r"liver_1", rest_unlabelled=True).notes
-    assert "5 cases are of 4 patients." in notes
+    assert "5 cases are of 4 patient(s)." in notes
     assert "No patient was found in the names of 3 case(s): liver_2, liver_3, liver_3b." in notes
 
 

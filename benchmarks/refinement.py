@@ -2,15 +2,15 @@
 
 Usage: python benchmarks/refinement.py WORKSPACE [--data-set abdomen] [--strategy finetune] [--budgets 2cases 14cases]
            [--seeds 0 1 2] [--variants frozen alternate binary binary_alternate published published_alternate
-           published_binary entropy bounded] [--iterations 600] [--measured] [--no-report]
+           published_binary entropy bounded] [--iterations 600] [--measured] [--apart WORDS] [--no-report]
 
 WORKSPACE is few_labels.py's (few_labels_hippocampus.py's with `--data-set hippocampus`), and the segmentors are those
 that it trained. Each is refined in every variant, with results of its own. The cases that the segmentors were tested
 on are tested on; what is to be chosen is told by the training cases that a budget left unlabelled, whose labels neither
 the segmentor nor the refiner has seen. What is done is not done twice, and several processes may share the work, each
 with other budgets, seeds or variants and `--no-report`; the last call, with all of them, measures time and memory,
-which wants a machine that is otherwise idle, and reports; with `--measured`, on what there is. `bounded` comes after
-`frozen`, whose checkpoint it reads.
+which wants a machine that is otherwise idle, and reports; with `--measured`, on what there is; with `--apart`, in a
+section of its own. `bounded` comes after `frozen`, whose checkpoint it reads.
 """
 
 from __future__ import annotations
@@ -55,9 +55,10 @@ def main() -> None:
     parser.add_argument("--sampling-steps", type=int, default=1, help="of the reverse process, trained with 10")
     parser.add_argument("--tuning-scans", type=int, default=6, help="of each segmentor that has any, the first")
     parser.add_argument("--measured", action="store_true", help="report what is measured, and leave out all else")
+    parser.add_argument("--apart", metavar="WORDS", help="report in a section of its own, of this name")
     parser.add_argument("--no-report", action="store_true")
     options = parser.parse_args()
-    options.source = source = SOURCES[options.data_set].trained_by(options.strategy)
+    options.source = source = SOURCES[options.data_set].trained_by(options.strategy).apart(options.apart)
     options.budgets, options.seeds = options.budgets or source.budgets, options.seeds or source.seeds
     Workspace.locate(options.workspace.resolve()).activate()
     segmentors = find_segmentors(options)

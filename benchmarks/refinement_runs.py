@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -97,6 +98,13 @@ class Source:
         if strategy == "finetune":
             return self
         return replace(self, section=f"{self.section}-{strategy}", title=f"{self.title}, segmentors by `{strategy}`")
+
+    def apart(self, words: str | None) -> Source:
+        """The same, reported on in a section of its own where it is given a name."""
+        if words is None:
+            return self
+        name = "-".join(re.findall("[a-z0-9]+", words.lower()))
+        return replace(self, section=f"{self.section}-{name}", title=f"{self.title}: {words}")
 
 
 SOURCES = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -47,8 +48,11 @@ def load_predictor(
     require_trained(model_folder, folds, checkpoint)
     require_one_plan(model_folder, folds, checkpoint)
     predictor = nnUNetPredictor(step_size, use_mirroring=mirroring, device=device, allow_tqdm=False)
-    # nnU-Net's own checkpoint format, which is a pickle: only models of this workspace are read here
-    predictor.initialize_from_trained_model_folder(str(model_folder), tuple(folds), checkpoint)
+    with warnings.catch_warnings():
+        # nnU-Net looks for the trainer in all of its modules, and libraries of some use what torch deprecates
+        warnings.simplefilter("ignore", FutureWarning)
+        # nnU-Net's own checkpoint format, which is a pickle: only models of this workspace are read here
+        predictor.initialize_from_trained_model_folder(str(model_folder), tuple(folds), checkpoint)
     predictor.plans_manager = plans_to_predict_with(predictor.plans_manager, predictor.network)
     return predictor
 

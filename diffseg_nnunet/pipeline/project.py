@@ -84,6 +84,8 @@ class Project:
             raise BadInputError(
                 f"{self.plans_path} is not readable: {error}.", f"Run `diffseg plan {self.id}` again."
             ) from error
+        if not isinstance(plans, dict) or "configurations" not in plans:
+            raise BadInputError(f"{self.plans_path} holds no plans.", f"Run `diffseg plan {self.id}` again.")
         diffseg_section(plans)
         return plans
 

@@ -140,9 +140,11 @@ def test_plans_of_another_planner(project: TinyProject) -> None:
 
 
 def test_plans_that_are_damaged_or_missing(project: TinyProject) -> None:
-    (project.preprocessed / "DiffSegPlans.json").write_text('{"configurations": ')
-    damaged, missing = project.diffseg.in_one_process([("train", 1), ("train", 2)])
-    damaged.refused("DiffSegPlans.json is not readable", "diffseg plan 1")
+    path = project.preprocessed / "DiffSegPlans.json"
+    for content, words in (('{"configurations": ', "is not readable"), ("{}", "holds no plans")):
+        path.write_text(content)
+        damaged, missing = project.diffseg.in_one_process([("train", 1), ("train", 2)])
+        damaged.refused(f"DiffSegPlans.json {words}", "diffseg plan 1")
     missing.refused("Dataset002_Pool has no plans", "diffseg plan 2")
 
 

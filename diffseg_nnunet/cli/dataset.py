@@ -58,6 +58,9 @@ def dataset(
         else:
             counts = ", ".join(f"{count} {role}" for role, count in seen.summary.cases.items() if count)
             project.reporter.info(f"{project.name}: {counts} case(s)")
+            if groups := project.same_patient():
+                count = sum(map(len, groups))
+                project.reporter.info(f"{count} of them show {len(groups)} patient(s) who have several scans")
             for table in tables(seen.summary):
                 project.reporter.console.print(table, soft_wrap=False)
             for line in _remarks(seen.summary):

@@ -87,7 +87,9 @@ def test_dataset_shows_what_is_there(diffseg: CommandLine, raw: Path) -> None:
     assert summary["spacing_mm"]["z"] == {"median": 2.0, "lowest": 2.0, "highest": 2.0}
     refused.refused("sheet.gif does not end in .png")
     cache.write_text("{}")
-    diffseg("dataset", 5).ok()
+    path = raw / "dataset.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"same_patient": [["a", "c"]]}))
+    assert "2 of them show 1 patient(s) who have several scans" in diffseg("dataset", 5).ok().out
     assert len(json.loads(cache.read_text())["cases"]) == 3
 
 

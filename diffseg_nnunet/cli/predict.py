@@ -119,8 +119,8 @@ def predict(
                 "Add --refine.",
             )
         from diffseg_nnunet.pipeline.folds import trained_folds
-        from diffseg_nnunet.pipeline.prediction import PredictionRequest
         from diffseg_nnunet.pipeline.prediction import predict as predict_stage
+        from diffseg_nnunet.pipeline.prediction_request import PredictionRequest
         from diffseg_nnunet.pipeline.refining import REFINE
 
         configurations = tuple(configuration or (_FULL,))

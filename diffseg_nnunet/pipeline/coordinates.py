@@ -18,12 +18,12 @@ from diffseg_nnunet.coordinates.landmarks import Landmark
 from diffseg_nnunet.errors import BadInputError, DiffSegError, StageFailedError
 from diffseg_nnunet.inference.coordinates import predict_coordinates, require_coordinates
 from diffseg_nnunet.inference.export import partial_folder, publish
+from diffseg_nnunet.inference.input_cases import input_cases
 from diffseg_nnunet.inference.landmarks import find_landmarks
 from diffseg_nnunet.inference.predictor import FailedCase
 from diffseg_nnunet.inference.pretrained import PretrainedModel, load_pretrained
 from diffseg_nnunet.pipeline.device import prepare_device
 from diffseg_nnunet.pipeline.label_budgets import budget_of
-from diffseg_nnunet.pipeline.prediction import input_cases
 from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.pipeline.records import image_stamps, read_record
 from diffseg_nnunet.pipeline.splits import check_fold, ensure_splits

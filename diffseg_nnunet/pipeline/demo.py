@@ -13,6 +13,7 @@ from diffseg_nnunet.evaluation.labels import read_label_names
 from diffseg_nnunet.phantom import write_phantom
 from diffseg_nnunet.pipeline import prediction
 from diffseg_nnunet.pipeline.evaluating import evaluate
+from diffseg_nnunet.pipeline.prediction_request import PredictionRequest
 from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.pipeline.reporter import Reporter
 from diffseg_nnunet.pipeline.run import run
@@ -83,7 +84,7 @@ def demo(
         ),
     )
     predicted = folder / "test_predictions"
-    request = prediction.PredictionRequest((CONFIGURATION,), (0,))
+    request = PredictionRequest((CONFIGURATION,), (0,))
     prediction.predict(project, request, source / "test_images", predicted, device)
     report = folder / "report"
     evaluation = evaluate(predicted, source / "test_labels", source / "labels.json", report)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import shlex
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,124 +15,25 @@ from diffseg_nnunet import registry
 from diffseg_nnunet.atomic import full_disk_named, write_json
 from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.inference.export import endings, is_exported, partial_folder, publish, publish_case
+from diffseg_nnunet.inference.input_cases import input_cases
 from diffseg_nnunet.inference.merging import merge_files_of_labels
 from diffseg_nnunet.inference.predictor import STEP_SIZE, FailedCase, load_predictor, predict_cases
-from diffseg_nnunet.inference.refining import RefineOptions, load_refining_predictor
+from diffseg_nnunet.inference.refining import load_refining_predictor
 from diffseg_nnunet.inference.uncertainty import UNCERTAINTY_FOLDER, Measure, entropy, measured, write_map
 from diffseg_nnunet.pipeline.device import prepare_device
 from diffseg_nnunet.pipeline.prediction_checks import check_refiners, models_read, require_maps, require_models
+from diffseg_nnunet.pipeline.prediction_request import PredictionRequest
 from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.pipeline.records import image_stamps, read_record
 from diffseg_nnunet.pipeline.refining import REFINE
-from diffseg_nnunet.pipeline.starting import FINAL, Fold
 from diffseg_nnunet.planning.hardware import worker_count
 from diffseg_nnunet.probing.ensemble import vote_entropy
-from diffseg_nnunet.raw_dataset import DATASET_JSON, Case, read_json_object, split_channel, visible_files
+from diffseg_nnunet.raw_dataset import DATASET_JSON, Case, read_json_object
 from diffseg_nnunet.training.checkpoint import file_digest
 from diffseg_nnunet.verification import listed
 
 RECORD, _LOCK = "diffseg_prediction.json", ".diffseg_prediction.lock"
 _MEMBER, _PREVIOUS_STAGE = "member_", "previous_stage_"
-
-
-@dataclass(frozen=True)
-class PredictionRequest:
-    """What to predict with.
-
-    Attributes:
-        configurations: one, or several to average.
-        folds: averaged within a configuration.
-        strategy: the trainer's registered name.
-        mirroring: test-time mirroring over the axes the plan allows.
-        step_size: from one window to the next, as a share of the patch, within 0..1, 0 excluded.
-        postprocessing: nnU-Net's postprocessing.pkl to apply, None for none.
-        probabilities: also write the classes' probabilities, ``.npz`` and ``.pkl`` as nnU-Net does.
-        uncertainty: also write maps of the uncertainty: how much the voters of a pixel ensemble disagree, and of all
-            else the entropy of the probabilities.
-        checkpoint: file name within the folds.
-        refine: how the folds' refiners are used; None: not at all.
-        refined_structures: take these structures alone from the refined segmentation; None: all.
-    """
-
-    configurations: tuple[str, ...]
-    folds: tuple[Fold, ...]
-    strategy: str = "finetune"
-    mirroring: bool = True
-    step_size: float = STEP_SIZE
-    postprocessing: Path | None = None
-    probabilities: bool = False
-    uncertainty: bool = False
-    checkpoint: str = FINAL
-    refine: RefineOptions | None = None
-    refined_structures: tuple[str, ...] | None = None
-
-    @property
-    def trainer(self) -> str:
-        """The registered name of the trainer whose models are predicted with."""
-        return self.strategy if self.refine is None else REFINE
-
-    def command(self, dataset_id: int, workspace: Path | None = None) -> str:
-        """The command line that predicts so.
-
-        Args:
-            workspace: as it was given.
-        """
-        words = ["diffseg", "predict", "-d", dataset_id, "-i", "IMAGES", "-o", "OUTPUT", "--strategy", self.strategy]
-        words += ["-c", *self.configurations, "-f", *self.folds]
-        if self.checkpoint != FINAL:
-            words += ["--checkpoint", self.checkpoint]
-        if self.postprocessing is not None:
-            words += ["--postprocessing", self.postprocessing]
-        if self.refine is not None:
-            words.append("--refine")
-        if self.refined_structures is not None:
-            words += ["--refine-structures", ",".join(self.refined_structures)]
-        if workspace is not None:
-            words += ["--workspace", workspace]
-        return shlex.join(map(str, words))
-
-
-def input_cases(folder: Path, file_ending: str, channel_count: int) -> tuple[list[Case], list[FailedCase]]:
-    """The cases of a folder in nnU-Net's naming, ``CASE_0000.nii.gz`` with one file per channel.
-
-    A folder whose files have no channel numbers is understood too where the model has one channel.
-
-    Returns:
-        The cases, and those whose channel numbers are not 0 to `channel_count` - 1.
-
-    Raises:
-        BadInputError: the folder is missing or has no such images, or only some of its files have channel numbers.
-    """
-    if not folder.is_dir():
-        raise BadInputError(f"There is no folder {folder}.", "Correct -i.")
-    stems = {path: path.name.removesuffix(file_ending) for path in visible_files(folder, [file_ending])}
-    if not stems:
-        raise BadInputError(
-            f"{folder} holds no image CASE_0000{file_ending}.",
-            "Name the images as nnU-Net does, with the file ending the model was trained on.",
-        )
-    numbered = {path: split_channel(stem) for path, stem in stems.items()}
-    without = [path.name for path, (_, channel) in numbered.items() if channel is None]
-    if len(without) == len(stems) and channel_count == 1:
-        return [Case(stem, (path,), None) for path, stem in sorted(stems.items(), key=lambda item: item[1])], []
-    if without:
-        raise BadInputError(
-            f"{len(without)} file(s) in {folder} have no channel number, e.g. {without[0]}.",
-            f"Name them as nnU-Net does: CASE_0000{file_ending}, one file per channel.",
-        )
-    by_case: dict[str, dict[int, Path]] = {}
-    for path, (case, channel) in numbered.items():
-        by_case.setdefault(case, {})[channel] = path
-    cases, misnumbered = [], []
-    for case, files in sorted(by_case.items()):
-        if sorted(files) == list(range(channel_count)):
-            cases.append(Case(case, tuple(files[channel] for channel in range(channel_count)), None))
-        else:
-            channels = ", ".join(f"{channel:04d}" for channel in sorted(files))
-            wanted = ", ".join(f"{channel:04d}" for channel in range(channel_count))
-            reason = f"its files in {folder} have the channel numbers {channels}, the model reads {wanted}."
-            misnumbered.append(FailedCase(case, f"{reason} Rename them, or add what is missing."))
-    return cases, misnumbered
 
 
 def predict(

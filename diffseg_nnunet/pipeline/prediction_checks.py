@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.inference.one_plan import require_one_plan
 from diffseg_nnunet.inference.predictor import require_trained
 from diffseg_nnunet.inference.refining import read_refiners
 from diffseg_nnunet.inference.uncertainty import READER
+from diffseg_nnunet.pipeline.prediction_request import PredictionRequest
 from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.pipeline.refining import REFINE
 from diffseg_nnunet.raw_dataset import DATASET_JSON, read_json_object
 from diffseg_nnunet.training.checkpoint import file_digest
 from diffseg_nnunet.training.refining import RefinementSettings
-
-if TYPE_CHECKING:
-    from diffseg_nnunet.pipeline.prediction import PredictionRequest
 
 
 def models_read(project: Project, request: PredictionRequest) -> Iterator[tuple[str, str]]:

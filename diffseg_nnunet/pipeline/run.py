@@ -17,6 +17,7 @@ from diffseg_nnunet.pipeline.cascades import CASCADE, refuse_cascade, require_pr
 from diffseg_nnunet.pipeline.evaluating import evaluate_validation
 from diffseg_nnunet.pipeline.label_budgets import base_fold, check_budget, fold_of_budget
 from diffseg_nnunet.pipeline.planning import PlanRequest
+from diffseg_nnunet.pipeline.prediction_request import PredictionRequest
 from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.pipeline.refiner_selection import RefinerSelection
 from diffseg_nnunet.pipeline.run_request import RunRequest
@@ -43,7 +44,7 @@ class RunResult:
     evaluations: dict[tuple[str, Fold], Evaluation]
     selection: selection.Selection | None
     refiner: RefinerSelection | None
-    predicted: prediction.PredictionRequest | None
+    predicted: PredictionRequest | None
     failed: list[FailedCase]
 
 
@@ -205,11 +206,11 @@ def _prediction(
     configurations: tuple[str, ...],
     selected: selection.Selection | None,
     refiner: RefinerSelection | None,
-) -> prediction.PredictionRequest:
+) -> PredictionRequest:
     """What the validation cases speak for."""
     used = refiner if refiner is not None and refiner.structures else None
     best = used.crossval if used else selected
-    return prediction.PredictionRequest(
+    return PredictionRequest(
         configurations=selected.configurations if selected else configurations,
         folds=request.folds,
         strategy=request.strategy,
@@ -219,7 +220,7 @@ def _prediction(
     )
 
 
-def _predict_test(project: Project, request: RunRequest, wanted: prediction.PredictionRequest) -> list[FailedCase]:
+def _predict_test(project: Project, request: RunRequest, wanted: PredictionRequest) -> list[FailedCase]:
     source = project.raw().folder / "imagesTs"
     if not (request.predict_test and project.raw().test_cases()):
         return []

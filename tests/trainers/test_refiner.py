@@ -17,7 +17,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from diffseg_nnunet.errors import BadInputError, StageFailedError
 from diffseg_nnunet.inference.refining import RefineOptions, RefiningPredictor
 from diffseg_nnunet.inference.validation import predictor_of
-from diffseg_nnunet.pipeline.prediction import PredictionRequest, predict
+from diffseg_nnunet.pipeline.prediction import predict
+from diffseg_nnunet.pipeline.prediction_request import PredictionRequest
 from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.planners.refining import fit_refiner, refined_shape, refiner_memory, refining_steps
 from diffseg_nnunet.planning.memory import kept_for_backward

@@ -34,7 +34,7 @@ from refinement_runs import (
     find_segmentors,
     plain,
 )
-from refinement_tables import Setting, calibration_table, said_of_default, score_table, structure_table
+from refinement_tables import Setting, against, calibration_table, said_of_default, score_table, structure_table
 from results import write_section
 
 from diffseg_nnunet.training.refining import RefinementSettings
@@ -84,7 +84,8 @@ def _settings(options: argparse.Namespace, refinements: Sequence[Refinement], pa
             seeds = [each.segmentor.seed for each in own]
             fewer = "" if seeds == list(options.seeds) else f" (seeds {', '.join(map(str, seeds))})"
             words = WORDS[variant] + (": its segmentor alone" if part == ALONE else "") + fewer
-            rows.append(Setting(labels, words, before, tuple(each.measure(part) for each in own)))
+            after, name = tuple(each.measure(part) for each in own), f"{variant}_{ALONE}" if part == ALONE else variant
+            rows.append(Setting(labels, words, before, after, name, tuple(seeds)))
     return rows
 
 
@@ -117,13 +118,13 @@ Scans that may be trained and tuned on, and whose labels the segmentor and its r
 
 {chosen}
 
-### Test
+{_against_default(tuning, default)}### Test
 
 {source.tested}.
 
 {score_table([*test, *alone])}
 
-{structures_part(source, test)}
+{_against_default([*test, *alone], default)}{structures_part(source, test)}
 
 ### Calibration, test cases
 
@@ -143,6 +144,15 @@ correlation of the mean entropy with 1 − DSC.
 ### Bytes of weights
 
 {bytes_table(refinements, test)}"""
+
+
+def _against_default(settings: Sequence[Setting], default: RefinementSettings) -> str:
+    """The other settings beside the command's default, where there are any; ends with an empty line."""
+    others = against(settings, default.segmentor)
+    if not others:
+        return ""
+    words = f'Of the same seeds, with what "{WORDS[default.segmentor]}" made of them as before'
+    return f"{words}:\n\n{score_table(others)}\n\n"
 
 
 def structures_part(source: Source, test: Sequence[Setting]) -> str:

@@ -32,12 +32,20 @@ class Scored:
 
 @dataclass(frozen=True)
 class Setting:
-    """One row: predictions before and after refinement, one each a seed, in the same order."""
+    """One row: predictions before and after refinement, one each a seed, in the same order.
+
+    Attributes:
+        refiner: in words.
+        variant: the refiner's name; of a segmentor alone, another one.
+        seeds: of the predictions.
+    """
 
     labels: str
     refiner: str
     before: tuple[Scored, ...]
     after: tuple[Scored, ...]
+    variant: str = ""
+    seeds: tuple[int, ...] = ()
 
     def evaluations(self, structures: Sequence[str] | None = None) -> tuple[Evaluation, Evaluation]:
         """Before and after, averaged over the seeds of what both sides define in the same seed."""
@@ -46,6 +54,16 @@ class Setting:
             for pair in zip(self.before, self.after, strict=True)
         ]
         return over_seeds([before for before, _ in sides]), over_seeds([after for _, after in sides])
+
+
+def against(settings: Sequence[Setting], variant: str) -> list[Setting]:
+    """Each of the others with what one variant refined in the place of "before", where both have the same seeds."""
+    default = {(each.labels, each.seeds): each.after for each in settings if each.variant == variant}
+    return [
+        replace(each, before=default[each.labels, each.seeds])
+        for each in settings
+        if each.variant != variant and (each.labels, each.seeds) in default
+    ]
 
 
 def restricted(

@@ -105,6 +105,15 @@ def test_default_is_the_best_gain_or_none(setting):
     assert "against refining at all" in tables.said_of_default([worse])
 
 
+def test_others_are_compared_with_the_default_of_the_same_seeds(setting):
+    default = tables.replace(setting, variant="frozen", seeds=(0, 1))
+    other = tables.replace(default, refiner="binarised", variant="binary", before=setting.after, after=setting.before)
+    fewer = tables.replace(other, variant="fewer", seeds=(0,))
+    (found,) = tables.against([default, other, fewer], "frozen")
+    assert (found.refiner, found.before, found.after) == ("binarised", default.after, other.after)
+    assert tables.against([other, fewer], "frozen") == []
+
+
 def test_bytes_of_weights():
     kinds = {}
     for binary in (False, True):

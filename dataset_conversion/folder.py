@@ -139,7 +139,7 @@ def _patients(pattern: str | None, cases: Collection[str]) -> tuple[dict[str, st
     if pattern is None:
         return {}, []
     try:
-        found = {case: match for case in sorted(cases) if (match := re.search(pattern, case))}
+        found = {case: match for case in sorted(cases) if (match := re.search(pattern, case)) and match[0]}
     except re.error as error:
         raise BadInputError(f"--patients {pattern!r} is no regular expression ({error}).", "Mend it.") from error
     if not found:

@@ -111,7 +111,7 @@ def choose_splits(plan: ConversionPlan, name: str) -> ConversionPlan:
         own = {each.name for each in plan.splits}
         rule = schemes.k_fold(training, groups=plan.same_patient)
         by_rule = tuple(replace(each, name=FIVE_FOLD) for each in rule if FIVE_FOLD not in own)
-        if name == FIVE_FOLD and not (by_rule or own):
+        if name == FIVE_FOLD and FIVE_FOLD not in own and not by_rule:
             raise _too_few(name, training)
         scheme = schemes.chosen(replace(plan, splits=(*plan.splits, *by_rule)), name)
     return replace(plan, splits=(scheme, *(each for each in plan.splits if each.name != scheme.name)))

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from diffseg_nnunet.errors import BadInputError
+from diffseg_nnunet.patients import SAME_PATIENT
 
 DATASET_JSON = "dataset.json"
 SPLITS_FILE = "splits_final.json"
@@ -142,10 +143,13 @@ class RawDataset:
     def content_signature(self) -> str:
         """SHA-256 (hexadecimal) that changes when dataset.json, or any labelled or unlabelled file, changes.
 
+        Who shows in which case (``same_patient``) is no content: folds depend on it, and no voxel.
+
         Files enter by relative path, size, and checksum where they are gzip's, which ends with one of its content, or
         else time of modification: hardly anything is read. So a copied workspace of ``.nii.gz`` is unchanged.
         """
-        digest = hashlib.sha256(json.dumps(self.dataset_json, sort_keys=True).encode())
+        content = {key: value for key, value in self.dataset_json.items() if key != SAME_PATIENT}
+        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
         files = [path for name in SIGNED_FOLDERS for path in visible_files(self.folder / name)]
         if "dataset" in self.dataset_json:
             files += [path for case in self._listed_cases() for path in (*case.images, case.label) if path is not None]

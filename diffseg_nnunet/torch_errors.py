@@ -11,7 +11,15 @@ from diffseg_nnunet.errors import StageFailedError
 
 _GPU_MEMORY = ("out of memory", "ALLOC_FAILED", "unable to find an engine", "Unable to find a valid cuDNN algorithm")
 _CPU_MEMORY = "DefaultCPUAllocator"
-_GPU_FAILED = ("CUDA error", "CUDA driver error", "device-side assert")
+_GPU_FAILED = (
+    "illegal memory access",
+    "device-side assert",
+    "launch failure",
+    "misaligned address",
+    "illegal instruction",
+    "ECC error",
+)
+"""After these nothing that a process asks of its GPU succeeds; of others, a case's size may be the cause."""
 
 
 class GpuFailedError(StageFailedError):
@@ -37,10 +45,12 @@ def errors_of_torch_told_apart() -> Iterator[None]:
     """
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
         if _CPU_MEMORY in str(error):
             raise MemoryError(str(error)) from error
-        if is_out_of_gpu_memory(error) and not isinstance(error, torch.OutOfMemoryError):
+        if is_out_of_gpu_memory(error):
             raise torch.OutOfMemoryError(str(error)) from error
         if any(words in str(error) for words in _GPU_FAILED):
             reason = str(error).strip().splitlines()[0]

@@ -18,6 +18,7 @@ FULL_CPU = "[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: c
         (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), torch.OutOfMemoryError),
         (RuntimeError("GET was unable to find an engine to execute this computation"), torch.OutOfMemoryError),
         (RuntimeError("CUDA error: device-side assert triggered\nCUDA kernel errors might be"), GpuFailedError),
+        (RuntimeError("CUDA error: invalid configuration argument"), RuntimeError),
         (torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), GpuFailedError),
         (RuntimeError(f"{FULL_CPU} 8 bytes. Error code 12 (Cannot allocate memory)"), MemoryError),
         (RuntimeError(f"{FULL_CPU} 8 bytes: not enough memory. Buy new RAM, out of memory"), MemoryError),
@@ -27,7 +28,8 @@ FULL_CPU = "[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: c
 )
 def test_errors_are_told_by_their_words(error: Exception, expected: type[Exception]) -> None:
     assert is_out_of_gpu_memory(error) == (expected is torch.OutOfMemoryError)
-    with pytest.raises(expected) as caught, errors_of_torch_told_apart():
+    # a validation's, within those of a training
+    with pytest.raises(expected) as caught, errors_of_torch_told_apart(), errors_of_torch_told_apart():
         raise error
     assert caught.type is expected
     if expected in (RuntimeError, KeyError):

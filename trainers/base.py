@@ -320,7 +320,8 @@ class DiffSegTrainerBase(nnUNetTrainer):
 
     def load_checkpoint(self, filename_or_checkpoint: str | dict) -> None:
         super().load_checkpoint(filename_or_checkpoint)
-        self.take_own_state(checkpoints.load_safely(filename_or_checkpoint, mmap=True))
+        is_read = isinstance(filename_or_checkpoint, dict)
+        self.take_own_state(filename_or_checkpoint if is_read else checkpoints.load_safely(filename_or_checkpoint))
 
     def plot_network_architecture(self) -> None:
         """Nothing: nnU-Net's plot needs a package that no longer installs, and only fills the log."""

@@ -13,21 +13,20 @@ def patients_of(series: Sequence[Series]) -> tuple[list[str], list[str]]:
 
     De-identification leaves PatientID empty, or gives all patients the same: then a study is taken for a patient.
     """
-    identities = {each.first.patient for each in series}
-    studies = {each.first.study for each in series}
-    placeholder = len(identities) == 1 and len(studies) > 1
+    identities = {each.first.patient for each in series} - {""}
+    studies = [each.first.study or each.uid for each in series]
+    placeholder = len(identities) == 1 and len(set(studies)) > 1
     patients, notes = [], []
-    for each in series:
-        known = "" if placeholder else each.first.patient
-        patients.append(known or each.first.study or each.uid)
-    if placeholder and identities != {""}:
+    for each, study in zip(series, studies, strict=True):
+        patients.append(study if placeholder else each.first.patient or study)
+    if placeholder:
         notes.append(
-            f"All {len(series)} series have one PatientID, which is taken for a placeholder: each of their "
-            f"{len(studies)} studies counts as a patient."
+            f"All {len(series)} series have one PatientID or none, which is taken for a placeholder: each of their "
+            f"{len(set(studies))} studies counts as a patient."
         )
     if several := [count for count in Counter(patients).values() if count > 1]:
         notes.append(
-            f"{len(several)} patient(s) have several series or stacks, {sum(several)} in all: they stay on one side of "
-            "each fold."
+            f"{len(several)} patient(s) have several series or stacks, {sum(several)} in all, up to {max(several)} "
+            "each: they stay on one side of each fold."
         )
     return patients, notes

@@ -58,7 +58,9 @@ def dataset(
         else:
             counts = ", ".join(f"{count} {role}" for role, count in seen.summary.cases.items() if count)
             project.reporter.info(f"{project.name}: {counts} case(s)")
-            if groups := project.same_patient():
+            cases = {record.case for record in seen.records}
+            groups = [there for group in project.same_patient() if len(there := cases.intersection(group)) > 1]
+            if groups:
                 count = sum(map(len, groups))
                 project.reporter.info(f"{count} of them show {len(groups)} patient(s) who have several scans")
             for table in tables(seen.summary):

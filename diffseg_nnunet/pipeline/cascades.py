@@ -84,12 +84,17 @@ def require_previous_stage(
     splits = ensure_splits(project, configuration)
     # of a case that validates several folds the first speaks: label budgets come after what they are drawn from
     first = {case: number for number in reversed(range(len(splits))) for case in splits[number]["val"]}
-    folds = sorted({first[case] for case in missing if case in first})
-    wanted = "-f all" if fold == "all" else f"-f {' '.join(map(str, folds))}" if folds else "every fold"
+    if fold != "all" and (never := sorted(missing - first.keys())):
+        raise BadInputError(
+            f"'{configuration}' reads what {previous} says of each case, and no fold of {project.name} validates on "
+            f"{len(never)} case(s) that fold {fold} trains on, e.g. {never[0]}: none of {previous} would segment them.",
+            "A cascade needs folds that validate on every case between them; or train 3d_fullres.",
+        )
+    wanted = "all" if fold == "all" else " ".join(map(str, sorted({first[case] for case in missing})))
     raise BadInputError(
         f"'{configuration}' reads what {previous} says of each case, and {previous} has not segmented {len(missing)} "
         f"case(s) of fold {fold}, e.g. {min(missing)}: each of its folds segments the cases it validates on.",
-        f"Train {previous} first, with {wanted} --strategy {strategy}; or both for all folds in one `diffseg run`.",
+        f"Train {previous} first, with -f {wanted} --strategy {strategy}; or both for all folds in one `diffseg run`.",
     )
 
 

@@ -8,14 +8,17 @@ from diffseg_nnunet.patients import others_of
 from diffseg_nnunet.pipeline.preprocessing import pool_datasets
 from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.pipeline.starting import Fold
-from diffseg_nnunet.pipeline.verifying import examined, is_verified
-from diffseg_nnunet.verification import CaseRecord, listed
+from diffseg_nnunet.pipeline.verifying import remembered_records
+from diffseg_nnunet.raw_dataset import SPLITS_FILE
+from diffseg_nnunet.verification import listed
 
 
 def held_back(project: Project, fold: Fold, validation: Sequence[str]) -> list[str]:
-    """Unlabelled scans of validation patients (dataset.json's ``same_patient``), and copies of validation images.
+    """Unlabelled scans of validation patients, copies of scans of theirs, and what shows the same patients as these.
 
-    Copies are known by their voxels where a data set has been verified; nothing is read for it.
+    Who is shown where is told by each data set's own dataset.json (``same_patient``).
+
+    Copies are known by the voxels that the last verification of each data set found; no image is read.
 
     Args:
         fold: "all" validates on what it trains on, and holds nothing back.
@@ -26,10 +29,25 @@ def held_back(project: Project, fold: Fold, validation: Sequence[str]) -> list[s
     """
     if fold == "all":
         return []
-    of_patients = others_of(validation, project.same_patient())
-    unlabelled = {case.identifier for case in project.raw().unlabelled_cases()}
-    found = {f"{project.name}/{case}" for case in of_patients & unlabelled}
-    return sorted(found | _copies(project, set(validation)))
+    own = Project(project.workspace, project.name)
+    shown = {*validation, *others_of(validation, own.same_patient())}
+    voxels = {record.voxels for record in remembered_records(own) if record.case in shown and record.role != "test"}
+    found = {f"{own.name}/{case}" for case in _of_patients(own, voxels, shown) & _unlabelled(own)}
+    for dataset in pool_datasets(project):
+        source = Project(project.workspace, dataset.name)
+        found |= {f"{source.name}/{case}" for case in _of_patients(source, voxels, set())}
+    return sorted(found)
+
+
+def _of_patients(source: Project, voxels: set[tuple[str, ...]], known: set[str]) -> set[str]:
+    """The scans of a data set with any of these `voxels`, the `known` ones, and all others of the same patients."""
+    copies = {each.case for each in remembered_records(source) if each.voxels in voxels and each.role != "test"}
+    found = copies | known
+    return found | others_of(found, source.same_patient())
+
+
+def _unlabelled(project: Project) -> set[str]:
+    return {case.identifier for case in project.raw().unlabelled_cases()}
 
 
 def warn_of_divided_patients(project: Project, fold: Fold, cases: Mapping[str, Sequence[str]]) -> None:
@@ -37,28 +55,12 @@ def warn_of_divided_patients(project: Project, fold: Fold, cases: Mapping[str, S
     if fold == "all":
         return
     if divided := sorted(others_of(cases["val"], project.same_patient()) & set(cases["train"])):
+        places = (project.preprocessed / SPLITS_FILE, project.workspace.raw / project.name / SPLITS_FILE)
+        there = " and ".join(str(path) for path in places if path.is_file())
         project.reporter.warn(
             f"fold {fold} trains on {len(divided)} other scan(s) of patients that it validates on, e.g. {divided[0]}: "
-            f"its scores are no estimate for unseen patients. Without {project.preprocessed / 'splits_final.json'} the "
-            "folds are drawn by patient"
+            f"its scores are no estimate for unseen patients. Without {there} the folds are drawn by patient"
         )
-
-
-def _copies(project: Project, validation: set[str]) -> set[str]:
-    names = [project.name, *(dataset.name for dataset in pool_datasets(project))]
-    sources = [Project(project.workspace, name) for name in names]  # silent ones: nothing is verified here
-    records = {each.name: examined(each).records for each in sources if is_verified(each)}
-    validated = {record.voxels for record in records.get(project.name, ()) if _is_of(record, validation)}
-    return {
-        f"{name}/{record.case}"
-        for name, known in records.items()
-        for record in known
-        if record.voxels in validated and (name != project.name or record.role == "unlabelled")
-    }
-
-
-def _is_of(record: CaseRecord, cases: set[str]) -> bool:
-    return record.role == "training" and record.case in cases
 
 
 def shown(identifiers: Sequence[str]) -> str:

@@ -10,11 +10,14 @@ from diffseg_nnunet.atomic import write_json
 from diffseg_nnunet.budgets.folds import LABEL_BUDGETS, read_budget_folds
 from diffseg_nnunet.cross_validation import FOLDS, cross_validation
 from diffseg_nnunet.errors import BadInputError
-from diffseg_nnunet.patients import Groups, by_patient
+from diffseg_nnunet.patients import Groups, by_patient, others_of
 from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.raw_dataset import SPLITS_FILE
 
 Splits = list[dict[str, list[str]]]
+
+_DRAWN = "drawn_folds.json"
+"""What was drawn last: splits that are still the same are nobody's own."""
 
 
 def ensure_splits(project: Project, configuration: str) -> Splits:
@@ -22,8 +25,9 @@ def ensure_splits(project: Project, configuration: str) -> Splits:
 
     Where there are none, those of the raw data set are taken, which its conversion chose, else nnU-Net's rule makes
     them, with the scans of a patient on one side (dataset.json's ``same_patient``). Splits that this rule made are made
-    anew when cases have come or gone. A user's own (a published split) are never touched: cases they leave out are
-    warned of, cases that do not exist are refused. Folds that are label budgets go with the folds they were drawn from.
+    anew when cases have come or gone, or when they divide a patient by now. A user's own (a published split) are never
+    touched: cases they leave out are warned of, cases that do not exist are refused. Folds that are label budgets go
+    with the folds they were drawn from.
 
     Raises:
         BadInputError: too few cases for a split; the file is no splits file; it names cases that do not exist, or
@@ -38,12 +42,14 @@ def ensure_splits(project: Project, configuration: str) -> Splits:
         splits = read_splits(path)
         budgets = read_budget_folds(project.preprocessed, splits)
         named, drawn_from = _named(splits, budgets)
-        if named == cases:
+        divides = any(others_of(split["val"], groups) & set(split["train"]) for split in drawn_from)
+        if named == cases and not divides:
             return splits
-        if not _made_by_rule(drawn_from, named, groups):
+        if not _is_drawn(project, drawn_from, named, groups):
             _check_own(project, path, named, cases)
             return splits
-        project.reporter.warn(f"cases have come or gone since {path} was written: the folds are drawn anew")
+        reason = "its folds divide patients" if named == cases else "cases have come or gone since it was written"
+        project.reporter.warn(f"{path}: {reason}, and they are drawn anew")
         for budget in budgets.values():
             project.reporter.warn(f"fold {budget.fold} is no longer {budget.labels} of fold {budget.base}: ask again")
     if len(cases) < 2:
@@ -54,6 +60,7 @@ def ensure_splits(project: Project, configuration: str) -> Splits:
     _refuse_one_patient(project, cases, groups)
     splits = cross_validation(cases, groups=groups)
     write_json(path, splits)
+    write_json(project.preprocessed / _DRAWN, splits)
     (project.preprocessed / LABEL_BUDGETS).unlink(missing_ok=True)
     return splits
 
@@ -76,7 +83,9 @@ def expected_folds(project: Project, labelled: Sequence[str]) -> int:
             splits = read_splits(folder / SPLITS_FILE)
             budgets = read_budget_folds(folder, splits)
             named, drawn_from = _named(splits, budgets)
-            if named == sorted(labelled) or not _made_by_rule(drawn_from, named, groups):
+            divides = any(others_of(split["val"], groups) & set(split["train"]) for split in drawn_from)
+            drawn = (named != sorted(labelled) or divides) and _is_drawn(project, drawn_from, named, groups)
+            if not drawn:
                 return len(splits)
             break
     _refuse_one_patient(project, labelled, groups)
@@ -107,8 +116,11 @@ def refuse_unknown_fold(project: Project, count: int, fold: int | str) -> None:
         )
 
 
-def _made_by_rule(splits: Splits, named: list[str], groups: Groups) -> bool:
-    """Whether they are nnU-Net's folds of the cases they name, by patient or, as stock nnU-Net makes them, not."""
+def _is_drawn(project: Project, splits: Splits, named: list[str], groups: Groups) -> bool:
+    """Whether they were drawn here, whatever is known of patients by now, or are nnU-Net's folds of their cases."""
+    path = project.preprocessed / _DRAWN
+    if path.is_file() and splits == read_splits(path):
+        return True
     grouped = len(by_patient(named, groups)) >= 2 and splits == cross_validation(named, groups=groups)
     return grouped or (len(named) >= 2 and splits == cross_validation(named))
 

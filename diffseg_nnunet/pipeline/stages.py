@@ -61,7 +61,6 @@ def pretrain(
     if chosen.pool != "all" and (hidden := held_back(project, fold, cases["val"])):
         inputs[HELD_BACK] = hidden
         project.reporter.info(f"fold {fold}: {shown(hidden)}")
-    warn_of_divided_patients(project, fold, cases)
     folder = project.model_folder("pretrain", configuration) / f"fold_{fold}"
     stage = f"pretrain/{configuration}/fold_{fold}"
     section = {name: diffseg_section(plans)[name] for name in PLANNED_SETTINGS}

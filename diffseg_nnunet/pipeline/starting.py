@@ -12,6 +12,7 @@ from torch import Tensor
 from diffseg_nnunet import registry
 from diffseg_nnunet.errors import BadInputError
 from diffseg_nnunet.inference.pretrained import load_pretrained, weights_at
+from diffseg_nnunet.patients import others_of
 from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.pipeline.splits import read_splits
 from diffseg_nnunet.planning.section import diffseg_section
@@ -163,12 +164,18 @@ def start(project: Project, configuration: str, trainer: Any, source: Path, adap
     """
     reporter, content = project.reporter, checkpoints.load_safely(source)
     _warn_of_other_data(project, configuration, content, source)
-    seen = seen_in_pretraining(content, project.name, trainer.do_split()[1])
+    validation = trainer.do_split()[1]
+    seen = seen_in_pretraining(content, project.name, validation)
     if seen and trainer.fold != "all":
         reporter.warn(
             f"{source} was pretrained on the images of {len(seen)} of this fold's validation cases, e.g. {seen[0]}"
         )
-    learnt = sorted(learnt_in_training(content, project) & set(trainer.do_split()[1]))
+    others = sorted(others_of(validation, project.same_patient()))
+    if (known := seen_in_pretraining(content, project.name, others)) and not seen and trainer.fold != "all":
+        reporter.warn(
+            f"{source} was pretrained on {len(known)} other scan(s) of this fold's validation patients, e.g. {known[0]}"
+        )
+    learnt = sorted(learnt_in_training(content, project) & set(validation))
     if learnt and trainer.fold != "all":
         reporter.warn(
             f"{source} was trained on the labels of {len(learnt)} of this fold's validation cases, e.g. {learnt[0]}: "

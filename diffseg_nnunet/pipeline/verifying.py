@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from diffseg_nnunet.atomic import write_json
 from diffseg_nnunet.errors import BadInputError
+from diffseg_nnunet.patients import SAME_PATIENT
 from diffseg_nnunet.pipeline.project import Project
 from diffseg_nnunet.planning.hardware import worker_count
 from diffseg_nnunet.raw_dataset import RawDataset
@@ -103,6 +105,15 @@ def examined(project: Project) -> DatasetExamination:
     return examination
 
 
+def remembered_records(project: Project) -> list[CaseRecord]:
+    """Of the cases as the last verification found them, whatever has become of their files; nothing else is read."""
+    found = []
+    for entry in _read_cache(project.results / CACHE).values():
+        with suppress(KeyError, TypeError, ValueError, AttributeError):
+            found.append(CaseRecord.from_json(entry["record"]))
+    return found
+
+
 def _remembered(stored: Mapping[str, Any], job: CaseToCheck) -> Examination | None:
     """What is stored of a case in the present state of its files; what cannot be understood is examined again."""
     try:
@@ -147,7 +158,8 @@ def _inputs(raw: RawDataset) -> dict[str, str]:
     images = raw.image_files("imagesTs").values() if "file_ending" in raw.dataset_json else ()
     labels = raw.label_files("labelsTs").values() if "file_ending" in raw.dataset_json else ()
     test = [_stamp(path) for path in (*(path for files in images for path in files), *labels)]
-    return {"content": raw.content_signature(), "test": _digest(test)}
+    patients = {SAME_PATIENT: _digest([raw.dataset_json[SAME_PATIENT]])} if SAME_PATIENT in raw.dataset_json else {}
+    return {"content": raw.content_signature(), "test": _digest(test), **patients}
 
 
 def _digest(parts: Sequence[Any]) -> str:

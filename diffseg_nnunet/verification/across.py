@@ -63,7 +63,7 @@ def _duplicates(records: Iterable[CaseRecord]) -> Iterator[Finding]:
             if len({record.label.digest for record in copies if record.label is not None}) > 1:
                 message += " Their labels differ."
         elif roles["training"]:
-            message += " The fold that validates on it is not pretrained on the unlabelled copy."
+            message += " A fold that validates on it is pretrained without the unlabelled copy."
         elif roles["test"] and roles["unlabelled"]:
             message += " The pretraining would see a test image, though not its label."
         else:

@@ -91,6 +91,11 @@ def test_what_a_cascade_cannot_do_is_said_before_anything_is_trained(cascaded: T
         assert f"{LOW} has not segmented" in each.refused().err
     assert f"Train {LOW} first, with -f 1 2 3 4 --strategy scratch" in unsegmented.err  # fold 0 is trained by the run
     assert f"Train {LOW} first, with -f 0 1 2 3 4 --strategy scratch" in alone.err
+    # folds that leave cases out
+    fold, *_ = cascaded.splits()
+    (cascaded.preprocessed / "splits_final.json").write_text(json.dumps([fold]))
+    (never,) = cascaded.diffseg.in_one_process([(*both, "--strategy", "scratch")])
+    assert f"no fold of {cascaded.name} validates on {len(fold['train'])} case(s) that fold 0" in never.refused().err
     assert not list(cascaded.results.glob("DiffSeg*"))
 
 

@@ -35,7 +35,8 @@ def test_scans_of_validation_patients_and_copies_of_their_images(planned_project
     validation, training = fold["val"][0], fold["train"][0]
     assert len(whole[project.pool_name]) == 4
 
-    # a validation patient's further scan, a training patient's, and a pool scan that is a validation image
+    # a validation patient's further scan, of which the pool has a copy, too, a training patient's, and a pool scan that
+    # is a validation image
     images, further = project.raw / "imagesTr", project.raw / "imagesUn"
     further.mkdir()
     shutil.copy(pool_scan(project, 0), further / "again_0000.nii.gz")
@@ -45,10 +46,14 @@ def test_scans_of_validation_patients_and_copies_of_their_images(planned_project
     path = project.raw / "dataset.json"
     groups = {"same_patient": [[validation, "again"], [training, "more"]]}
     path.write_text(json.dumps(json.loads(path.read_text()) | groups))
+    # and another pool scan of the patient whom the copy shows
+    other = pool_scan(project, 3).name.removesuffix("_0000.nii.gz")
+    path = project.raw.with_name(project.pool_name) / "dataset.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"same_patient": [[other, copied]]}))
     *prepared, pretrained, of_all = project.diffseg.in_one_process([*prepare, PRETRAIN, (*PRETRAIN, "--pool", "all")])
     for each in (*prepared, of_all):
         each.ok()
-    assert "2 unlabelled scan(s) are not pretrained on" in pretrained.ok().out
+    assert "4 unlabelled scan(s) are not pretrained on" in pretrained.ok().out
     assert f"{project.name}/again" in pretrained.out
     assert f"{project.pool_name}/{copied}" in pretrained.out
     assert "not pretrained on" not in of_all.out
@@ -56,7 +61,7 @@ def test_scans_of_validation_patients_and_copies_of_their_images(planned_project
     earlier = [torch.load(path, weights_only=True)["pool"] for path in kept]
     held_back = {
         project.name: sorted([*fold["train"], "more"]),
-        project.pool_name: [case for case in whole[project.pool_name] if case != copied],
+        project.pool_name: [pool_scan(project, 1).name.removesuffix("_0000.nii.gz")],
     }
     assert len(earlier) == 2
     assert whole in earlier

@@ -140,10 +140,28 @@ def test_scans_of_one_patient_are_on_one_side(project: Project) -> None:
     assert splits_module.expected_folds(project, names) == 4
     folds = splits_module.ensure_splits(project, "3d_fullres")
     assert sorted(fold["val"] for fold in folds) == [names[:2], names[2:4], names[4:5], names[5:]]
-    # folds by this rule are drawn anew with the cases, and so are those that stock nnU-Net's left there
+    # folds that were drawn are drawn anew with the cases, whatever is known of patients by then
     add_cases(project, "case_6")
-    assert len(splits_module.ensure_splits(project, "3d_fullres")) == 5
-    assert "drawn anew" in project.reporter.warnings[0]
+    (project.preprocessed / "case_0.pkl").unlink()
+    set_patients(project, names[2:4], ["case_5", "case_6"])
+    assert splits_module.expected_folds(project, [*names[1:], "case_6"]) == 4
+    folds = splits_module.ensure_splits(project, "3d_fullres")
+    assert sorted(fold["val"] for fold in folds) == [["case_1"], names[2:4], ["case_4"], ["case_5", "case_6"]]
+    assert "cases have come or gone since it was written, and they are drawn anew" in project.reporter.warnings[0]
+
+
+def test_drawn_folds_that_divide_a_patient_are_drawn_anew(project: Project) -> None:
+    names = [f"case_{number}" for number in range(10)]
+    add_cases(project, *names)
+    stock = splits_module.ensure_splits(project, "3d_fullres")
+    (project.preprocessed / "drawn_folds.json").unlink()  # as stock nnU-Net, or an earlier version, has left them
+    one, other = stock[0]["val"][0], stock[1]["val"][0]
+    set_patients(project, [one, other])
+    folds = splits_module.ensure_splits(project, "3d_fullres")
+    assert any({one, other} <= set(fold["val"]) for fold in folds)
+    assert "its folds divide patients, and they are drawn anew" in project.reporter.warnings[0]
+    assert splits_module.ensure_splits(project, "3d_fullres") == folds
+    assert len(project.reporter.warnings) == 1
 
 
 def test_all_cases_of_one_patient_are_no_cross_validation(project: Project) -> None:
@@ -157,6 +175,7 @@ def test_all_cases_of_one_patient_are_no_cross_validation(project: Project) -> N
 
 def test_own_splits_that_divide_a_patient_are_told(project: Project) -> None:
     set_patients(project, ["a", "b", "un"], ["c", "d"])
+    (project.preprocessed / "splits_final.json").touch()
     cases = {"train": ["a", "c"], "val": ["b", "e"]}
     warn_of_divided_patients(project, 0, cases)
     assert "fold 0 trains on 1 other scan(s) of patients that it validates on, e.g. a" in project.reporter.warnings[0]

@@ -107,7 +107,7 @@ def test_plausible_spacings(size: tuple[int, ...], spacing: tuple[float, ...], n
     ("first", "second", "severity", "words"),
     [
         ("training", "training", "warning", "Where a split parts them"),
-        ("training", "unlabelled", "warning", "is not pretrained on the unlabelled copy"),
+        ("training", "unlabelled", "warning", "is pretrained without the unlabelled copy"),
         ("training", "test", "error", "trained on says nothing"),
         ("unlabelled", "test", "warning", "would see a test image"),
     ],

@@ -35,10 +35,10 @@ def test_series_of_one_patient(tmp_path: Path, workspace: Workspace) -> None:
 def test_a_placeholder_for_all_is_no_patient(tmp_path: Path) -> None:
     tree, study = tmp_path / "tree", generate_uid()
     same = {"PatientID": "ANONYMOUS", "StudyInstanceUID": study}
-    written(tree, same, same, {"PatientID": "ANONYMOUS"})
+    written(tree, same, same, {"PatientID": ""})
     plan = DicomConverter().plan(tree, identify="folder")
     assert plan.same_patient == [["0", "1"]]
-    words = "have one PatientID, which is taken for a placeholder: each of their 2 studies counts as a patient"
+    words = "have one PatientID or none, which is taken for a placeholder: each of their 2 studies counts as a patient"
     assert any(words in note for note in plan.notes)
 
 

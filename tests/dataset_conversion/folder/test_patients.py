@@ -52,6 +52,12 @@ def test_cases_in_whose_names_there_is_none(run: Run, more: Path) -> None:
     assert "No patient was found in the names of 3 case(s): liver_2, liver_3, liver_3b." in notes
 
 
+def test_an_empty_match_is_none(run: Run, more: Path) -> None:
+    notes = run(patients=r"^liver_1b|", rest_unlabelled=True).notes
+    assert "5 cases are of 5 patient(s)." in notes
+    assert "No patient was found in the names of 4 case(s): liver_1, liver_2, liver_3, liver_3b." in notes
+
+
 def test_patterns_that_cannot_be(run: Run, workspace: Workspace) -> None:
     assert "--patients '(' is no regular expression" in refusal(run, workspace, patients="(")
     assert "--patients 'spleen' finds nothing in any case's name, such as liver_1." in refusal(

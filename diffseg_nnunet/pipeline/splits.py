@@ -42,7 +42,7 @@ def ensure_splits(project: Project, configuration: str) -> Splits:
         splits = read_splits(path)
         budgets = read_budget_folds(project.preprocessed, splits)
         named, drawn_from = _named(splits, budgets)
-        divides = any(others_of(split["val"], groups) & set(split["train"]) for split in drawn_from)
+        divides = _divides(drawn_from, groups)
         if named == cases and not divides:
             return splits
         if not _is_drawn(project, drawn_from, named, groups):
@@ -83,7 +83,7 @@ def expected_folds(project: Project, labelled: Sequence[str]) -> int:
             splits = read_splits(folder / SPLITS_FILE)
             budgets = read_budget_folds(folder, splits)
             named, drawn_from = _named(splits, budgets)
-            divides = any(others_of(split["val"], groups) & set(split["train"]) for split in drawn_from)
+            divides = _divides(drawn_from, groups)
             drawn = (named != sorted(labelled) or divides) and _is_drawn(project, drawn_from, named, groups)
             if not drawn:
                 return len(splits)
@@ -114,6 +114,11 @@ def refuse_unknown_fold(project: Project, count: int, fold: int | str) -> None:
             f"{project.name} has folds 0 to {count - 1}, not {fold}.",
             f"Choose one of them or 'all', or add it to {project.preprocessed / SPLITS_FILE}.",
         )
+
+
+def _divides(splits: Splits, groups: Groups) -> bool:
+    """Whether scans of one patient are on both sides of a fold."""
+    return any(others_of(split["val"], groups) & set(split["train"]) for split in splits)
 
 
 def _is_drawn(project: Project, splits: Splits, named: list[str], groups: Groups) -> bool:
